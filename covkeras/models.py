@@ -1,0 +1,91 @@
+"""Classifiers to start from: stock Keras functional models, normalisation inside, no batch norm, average pooling."""
+
+import keras
+from keras import layers
+
+from covkeras.validation import check_count
+
+
+def _image_input(input_shape):
+    if len(input_shape) != 3:
+        raise ValueError(f"input_shape must be (height, width, channels), got {tuple(input_shape)}.")
+    for name, value in zip(("height", "width", "channels"), input_shape, strict=True):
+        check_count(f"input_shape's {name}", value)
+    return keras.Input(tuple(input_shape), name="images")
+
+
+def lenet(
+    input_shape: tuple[int, int, int] = (28, 28, 1),
+    num_classes: int = 10,
+    filters: tuple[int, ...] = (32, 64, 128),
+    units: int = 256,
+    name: str = "lenet",
+) -> keras.Model:
+    """Builds three 3 x 3 convolutions, each with ReLU and 2 x 2 average pooling, and two dense layers.
+
+    Args:
+        input_shape: (height, width, channels), at least 8 x 8 for three poolings.
+        num_classes: number of logits. filters: channels of the convolutions. units: width of the hidden dense layer.
+
+    Returns:
+        A functional model, images (batch, height, width, channels) in [0, 1] to logits (batch, num_classes), float32.
+    """
+    check_count("num_classes", num_classes, 2)
+    images = _image_input(input_shape)
+    x = layers.Rescaling(2.0, offset=-1.0, name="center")(images)
+    for i, width in enumerate(filters, 1):
+        x = layers.Conv2D(width, 3, padding="same", activation="relu", kernel_initializer="he_normal", name=f"conv{i}")(x)
+        x = layers.AveragePooling2D(2, name=f"pool{i}")(x)
+    x = layers.Flatten(name="flatten")(x)
+    x = layers.Dense(units, activation="relu", kernel_initializer="he_normal", name="hidden")(x)
+    return keras.Model(images, layers.Dense(num_classes, name="logits", dtype="float32")(x), name=name)
+
+
+def _residual_block(x, width: int, stride: int, depth: int, name: str):
+    """relu-conv-relu-conv plus a shortcut (He et al. 2016, pre-activation). The second convolution starts at zero and
+    the first is scaled by depth^-1/2, so the network starts near the identity and needs no normalisation
+    (Fixup, Zhang et al. 2019)."""
+    first = keras.initializers.VarianceScaling(2.0 / depth)
+    shortcut = x
+    y = layers.ReLU(name=f"{name}_relu1")(x)
+    if stride > 1 or x.shape[-1] != width:
+        # Average pooling before the 1 x 1 projection: a strided one would drop three pixels of four.
+        shortcut = layers.AveragePooling2D(stride, name=f"{name}_pool")(y) if stride > 1 else y
+        shortcut = layers.Conv2D(width, 1, use_bias=False, kernel_initializer="he_normal", name=f"{name}_project")(shortcut)
+    y = layers.Conv2D(width, 3, stride, padding="same", kernel_initializer=first, name=f"{name}_conv1")(y)
+    y = layers.ReLU(name=f"{name}_relu2")(y)
+    y = layers.Conv2D(width, 3, padding="same", kernel_initializer="zeros", name=f"{name}_conv2")(y)
+    return layers.Add(name=f"{name}_add")([shortcut, y])
+
+
+def preact_resnet18(
+    input_shape: tuple[int, int, int] = (32, 32, 3),
+    num_classes: int = 10,
+    width: int = 64,
+    name: str = "preact_resnet18",
+) -> keras.Model:
+    """Builds a pre-activation ResNet-18 without normalisation: four stages of two blocks, one dense head.
+
+    Images up to 64 pixels get a 3 x 3 stem, larger ones (224 x 224) a 7 x 7 stem of stride 2 and average pooling.
+
+    Args:
+        input_shape: (height, width, channels). num_classes: number of logits. width: channels of the first stage.
+
+    Returns:
+        A functional model, images (batch, height, width, channels) in [0, 1] to logits (batch, num_classes), float32.
+    """
+    check_count("num_classes", num_classes, 2)
+    images = _image_input(input_shape)
+    x = layers.Rescaling(4.0, offset=-2.0, name="center")(images)
+    if min(input_shape[:2]) > 64:
+        x = layers.Conv2D(width, 7, 2, padding="same", kernel_initializer="he_normal", name="stem")(x)
+        x = layers.AveragePooling2D(3, 2, padding="same", name="stem_pool")(x)
+    else:
+        x = layers.Conv2D(width, 3, padding="same", kernel_initializer="he_normal", name="stem")(x)
+    for stage in range(4):
+        for block in range(2):
+            stride = 2 if stage > 0 and block == 0 else 1
+            x = _residual_block(x, width * 2**stage, stride, depth=8, name=f"stage{stage + 1}_block{block + 1}")
+    x = layers.ReLU(name="head_relu")(x)
+    x = layers.GlobalAveragePooling2D(name="head_pool")(x)
+    return keras.Model(images, layers.Dense(num_classes, name="logits", dtype="float32")(x), name=name)

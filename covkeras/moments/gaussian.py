@@ -1,0 +1,82 @@
+"""The pair (mean, covariance) that flows through a network, and what is read off it at the logits.
+
+One covariance serves the whole batch and every pixel: under the paper's assumptions (Obs. 2, and a covariance
+unchanged by ReLU) it depends on the weights alone.
+"""
+
+from typing import NamedTuple
+
+from keras import ops
+
+from covkeras.validation import check_sigma
+
+
+class Gaussian(NamedTuple):
+    """Mean and covariance of noisy activations.
+
+    mean: (batch, ..., P * channels), one mean per image and unit.
+    cov: (channels, channels), float32, in squared units of the mean; shared by all images and pixels. Where the
+        last axis of `mean` is P times as long as `cov` (after Flatten), the covariance is block-diagonal: P blocks.
+    """
+
+    mean: object
+    cov: object
+
+
+def blocks(gaussian: Gaussian) -> int:
+    """Returns P, the number of diagonal blocks `cov` stands for along the last axis of `mean`."""
+    return gaussian.mean.shape[-1] // gaussian.cov.shape[-1]
+
+
+def standard_deviation(cov, repeats: int = 1, minimum: float = 1e-12):
+    """Returns sqrt(diag(cov)), shape (repeats * channels,); the variance is kept above `minimum`, so that a dead
+    channel has a finite gradient."""
+    sd = ops.sqrt(ops.maximum(ops.diagonal(cov), minimum))
+    return sd if repeats == 1 else ops.tile(sd, (repeats,))
+
+
+def margin(logits: Gaussian, labels=None):
+    """Returns the margin's mean and standard deviation, m = u_c - u_c~ (Obs. 1, Eqs. 3 and 4).
+
+    E m = mu_c - mu_c~;  Var m = S_cc + S_c~c~ - 2 S_cc~, with c~ the largest mean logit other than c.
+
+    Args:
+        logits: Gaussian at the head; mean (batch, classes), cov (classes, classes).
+        labels: (batch,) integers, the class c; by default the class of the largest mean.
+
+    Returns:
+        mean (batch,), negative where `labels` is not the top class; sd (batch,); c (batch,); c~ (batch,).
+    """
+    mean, cov = ops.cast(logits.mean, "float32"), ops.cast(logits.cov, "float32")
+    classes = mean.shape[-1]
+    top = ops.argmax(mean, axis=-1) if labels is None else labels
+    top = ops.cast(top, "int32")
+    chosen = ops.one_hot(top, classes, dtype="float32")
+    runner_up = ops.cast(ops.argmax(mean - 1e30 * chosen, axis=-1), "int32")
+    others = ops.one_hot(runner_up, classes, dtype="float32")
+    direction = chosen - others
+    variances = ops.diagonal(cov)
+    # (classes, classes): the variance of every margin, made once for the batch and then looked up.
+    table = ops.expand_dims(variances, 0) + ops.expand_dims(variances, 1) - cov - ops.transpose(cov)
+    variance = ops.take(ops.reshape(table, (-1,)), top * classes + runner_up)
+    sd = ops.sqrt(ops.maximum(variance, 1e-12))
+    return ops.sum(mean * direction, axis=-1), sd, top, runner_up
+
+
+def propagated_radius(logits: Gaussian, sigma: float, labels=None):
+    """Returns the propagated radius sigma (mu_c - mu_c~) / sd(m) of Eq. 5. A training surrogate, NOT a certificate.
+
+    Args:
+        logits: Gaussian at the head; mean (batch, classes), cov (classes, classes).
+        sigma: noise level, in [0, 1] pixel units.
+        labels: (batch,) integers; by default the top class, the paper's top-2 margin.
+
+    Returns:
+        (batch,) float32, in the units of sigma; negative where `labels` is not the top class.
+
+    Raises:
+        ValueError: sigma is not positive.
+    """
+    check_sigma(sigma)
+    mean, sd, _, _ = margin(logits, labels)
+    return sigma * mean / sd

@@ -1,0 +1,17 @@
+"""What one training step minimises, one file a method. All are written in `keras.ops`, and pure: noise comes in.
+
+An objective is an object with
+
+    name, sigma, lam, switch_epoch   its method's name, the noise level, the robustness loss' weight, when that begins
+    copies                           how many noise samples per image a step needs
+    attach(classifier)               called once, before the first step
+    __call__(images, labels, noise, context) -> Terms
+"""
+
+from covkeras.objectives.covariance_radius import CovarianceRadius
+from covkeras.objectives.gaussian_augmentation import GaussianAugmentation
+from covkeras.objectives.terms import Terms
+
+METHODS = {objective.name: objective for objective in (GaussianAugmentation, CovarianceRadius)}
+
+__all__ = ["METHODS", "CovarianceRadius", "GaussianAugmentation", "Terms"]

@@ -1,0 +1,135 @@
+"""Every refusal of bad input: what was expected, what came, and the remedy, before any work is done."""
+
+import math
+
+import numpy as np
+
+
+def check_between(name: str, value, low: float, high: float, closed: str = "neither", why: str = "") -> float:
+    """Refuses a number outside an interval; `closed` names the ends that belong to it (neither, left, right, both)."""
+    number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    inside = number and math.isfinite(value)
+    if inside:
+        above = value >= low if closed in ("left", "both") else value > low
+        below = value <= high if closed in ("right", "both") else value < high
+        inside = above and below
+    if not inside:
+        left = "[" if closed in ("left", "both") else "("
+        right = "]" if closed in ("right", "both") else ")"
+        raise ValueError(f"{name} must be a number in {left}{low:g}, {high:g}{right}, got {value!r}.{why and ' ' + why}")
+    return float(value)
+
+
+def check_sigma(sigma) -> float:
+    why = "sigma is the noise's standard deviation in [0, 1] pixel units; the field uses 0.25, 0.5 and 1."
+    return check_between("sigma", sigma, 0, math.inf, why=why)
+
+
+def check_r_max(r_max) -> float:
+    why = "r_max bounds the correlation between neighbouring pixels; the paper uses 0.1."
+    return check_between("r_max", r_max, 0, 1, closed="left", why=why)
+
+
+def check_alpha(alpha) -> float:
+    why = "alpha is the probability that a certificate is wrong; the field uses 0.001."
+    return check_between("alpha", alpha, 0, 1, why=why)
+
+
+def check_count(name: str, value, low: int = 1, high: int | None = None) -> int:
+    """Refuses anything but a whole number from `low` to `high`."""
+    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if not whole or value < low or (high is not None and value > high):
+        allowed = f">= {low}" if high is None else f"from {low} to {high}"
+        raise ValueError(f"{name} must be a whole number {allowed}, got {value!r}.")
+    return int(value)
+
+
+def check_images(images, shape: tuple[int | None, ...]) -> np.ndarray:
+    """Refuses images that are not finite floats in [0, 1] of the classifier's shape; returns them as float32.
+
+    Args:
+        images: (batch, height, width, channels), or (batch, ...) as the classifier takes.
+        shape: the classifier's input shape without the batch axis; None for an axis of any length.
+
+    Raises:
+        TypeError: integer images. ValueError: wrong rank or shape, NaN, values outside [0, 1].
+    """
+    images = np.asarray(images)
+    expected = f"(batch, {', '.join('any' if s is None else str(s) for s in shape)})"
+    if not np.issubdtype(images.dtype, np.floating):
+        raise TypeError(
+            f"images must be floating-point numbers in [0, 1], got {images.dtype}. Divide 8-bit images by 255."
+        )
+    check_shape(images.shape, shape, expected)
+    if not np.isfinite(images).all():
+        raise ValueError("images must be finite, got NaN or infinity. Find the damaged records, or drop them.")
+    if images.size and (images.min() < 0 or images.max() > 1):
+        raise ValueError(
+            f"images must lie in [0, 1], got values from {images.min():g} to {images.max():g}. Scale them, and put "
+            "any normalisation inside the classifier as a layer: sigma and radii are in [0, 1] pixel units."
+        )
+    return images.astype(np.float32, copy=False)
+
+
+def check_shape(received, shape, expected: str | None = None) -> None:
+    """Refuses a batch of another rank or shape than the classifier's; the static part of `check_images`."""
+    expected = expected or f"(batch, {', '.join(map(str, shape))})"
+    if len(received) != len(shape) + 1:
+        raise ValueError(
+            f"images must have shape {expected}, got rank {len(received)}: {tuple(received)}. A single image needs a "
+            "batch axis: images[None]; grey images need a channel axis: images[..., None]."
+        )
+    if any(s is not None and r is not None and r != s for r, s in zip(received[1:], shape, strict=True)):
+        raise ValueError(f"images must have shape {expected}, got {tuple(received)}. Resize them, or rebuild the model.")
+
+
+def check_labels(labels, classes: int, batch: int | None = None) -> np.ndarray:
+    """Refuses labels that are not integers in [0, classes), one for each image."""
+    labels = np.asarray(labels)
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise TypeError(f"labels must be integers, got {labels.dtype}. One-hot labels: use labels.argmax(-1).")
+    if labels.ndim != 1 or (batch is not None and len(labels) != batch):
+        raise ValueError(f"labels must have shape ({'batch' if batch is None else batch},), got {labels.shape}.")
+    if labels.size and (labels.min() < 0 or labels.max() >= classes):
+        raise ValueError(
+            f"labels must lie in [0, {classes}), the classifier's classes, got values from {labels.min()} to "
+            f"{labels.max()}. Give the classifier as many outputs as there are classes."
+        )
+    return labels.astype(np.int64, copy=False)
+
+
+def check_classifier(classifier) -> None:
+    """Refuses a model that is not built, has several inputs or outputs, or ends in probabilities instead of logits."""
+    inputs, outputs = getattr(classifier, "inputs", None), getattr(classifier, "outputs", None)
+    if not inputs or not outputs:
+        raise ValueError(
+            f"classifier must be a built Sequential or Functional Keras model, got {type(classifier).__name__!r} "
+            "without inputs. Start a Sequential with keras.Input(shape=...); make a subclassed model functional."
+        )
+    if len(inputs) != 1 or len(outputs) != 1:
+        raise ValueError(
+            f"classifier must map one image tensor to one logits tensor, got {len(inputs)} inputs and "
+            f"{len(outputs)} outputs. Wrap it: keras.Model(image, logits)."
+        )
+    if len(outputs[0].shape) != 2 or outputs[0].shape[-1] is None or outputs[0].shape[-1] < 2:
+        raise ValueError(
+            f"classifier must end in logits of shape (batch, classes >= 2), got {tuple(outputs[0].shape)}. "
+            "For two classes use Dense(2)."
+        )
+    name = ends_in_probabilities(classifier)
+    if name:
+        raise ValueError(
+            f"classifier must end in logits, but layer {name!r} ends in probabilities. Remove the softmax (or "
+            "sigmoid) at the end: the losses apply it, and the predicted class does not change."
+        )
+
+
+def ends_in_probabilities(classifier) -> str | None:
+    """Returns the name of the softmax or sigmoid layer a model ends in, or None."""
+    last = classifier.outputs[0]._keras_history.operation
+    if getattr(last, "outputs", None) and hasattr(last, "layers"):
+        return ends_in_probabilities(last)
+    activation = getattr(getattr(last, "activation", None), "__name__", "")
+    if type(last).__name__ == "Softmax" or activation in ("softmax", "sigmoid", "log_softmax"):
+        return last.name
+    return None
