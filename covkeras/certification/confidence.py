@@ -1,0 +1,74 @@
+"""Binomial confidence bounds and the radius they give: float64, rounded towards "no certificate".
+
+Written in TensorFlow, so that the same lines run in Python and in an exported graph. float32 is never used:
+its betainc is wrong by up to a factor of 3.
+"""
+
+import tensorflow as tf
+
+# betainc in float64 is off by far less than this, relatively: a slightly smaller alpha covers its error.
+_ALPHA_MARGIN = 1e-8
+_BISECTIONS = 100
+
+
+def clopper_pearson_lower(successes, trials, alpha):
+    """Returns the one-sided Clopper-Pearson lower bound, never above the exact one (Clopper, Pearson 1934).
+
+    The exact bound is the p with P(Binomial(trials, p) >= successes) = I_p(k, n - k + 1) = alpha, 0 for no success.
+
+    Args:
+        successes: integers k, any shape. trials: integers n >= k, same shape or one. alpha: float64 in (0, 1).
+
+    Returns:
+        float64 p_lower, the shape of `successes`; a tensor inside a graph, else a NumPy value.
+
+    Raises:
+        ValueError: outside a graph: counts below 0, more successes than trials, alpha outside (0, 1).
+    """
+    if tf.executing_eagerly():
+        _check(successes, trials, alpha)
+        return _compiled_bound(*(tf.cast(tf.convert_to_tensor(v), tf.float64) for v in (successes, trials, alpha))).numpy()
+    return _bound(*(tf.cast(v, tf.float64) for v in (successes, trials, alpha)))
+
+
+def _check(successes, trials, alpha):
+    import numpy as np
+
+    k, n, a = np.broadcast_arrays(np.asarray(successes), np.asarray(trials), np.asarray(alpha, np.float64))
+    if (k < 0).any() or (k > n).any():
+        raise ValueError(f"successes must lie in [0, trials], got {successes!r} of {trials!r}.")
+    if not ((a > 0) & (a < 1)).all():
+        raise ValueError(f"alpha must lie in (0, 1), got {alpha!r}; the field uses 0.001.")
+
+
+def _bound(k, n, alpha):
+    shape = tf.broadcast_dynamic_shape(tf.broadcast_dynamic_shape(tf.shape(k), tf.shape(n)), tf.shape(alpha))
+    k, n, alpha = (tf.broadcast_to(v, shape) for v in (k, n, alpha))
+    level = alpha * (1.0 - _ALPHA_MARGIN)
+    a = tf.maximum(k, 1.0)
+    b = n - a + 1.0
+
+    def halve(step, low, high):
+        middle = 0.5 * (low + high)
+        below = tf.math.betainc(a, b, middle) <= level
+        return step + 1, tf.where(below, middle, low), tf.where(below, high, middle)
+
+    # Bisection keeps I_low <= level at every step: wherever it stops, `low` is not above the bound.
+    start = (tf.constant(0), tf.zeros_like(k), k / tf.maximum(n, 1.0))
+    _, low, _ = tf.while_loop(lambda step, *_: step < _BISECTIONS, halve, start)
+    return tf.where(k < 1.0, tf.zeros_like(low), low)
+
+
+_compiled_bound = tf.function(_bound, reduce_retracing=True)
+
+
+def certified_radius(p_lower, sigma: float):
+    """Returns sigma Phi^-1(p_lower), rounded down; 0 where p_lower <= 1/2 (Cohen et al. 2019, Theorem 1).
+
+    p_lower: float64, any shape. Returns float64 in the units of sigma; a tensor.
+    """
+    p = tf.convert_to_tensor(p_lower, tf.float64)
+    # ndtri is good to 9e-16: a few ulps less is not above the exact value. It is infinite at p = 1, which is no
+    # lower bound's value at alpha > 0.
+    radius = tf.cast(sigma, tf.float64) * tf.math.ndtri(tf.clip_by_value(p, 0.5, 1.0 - 1e-16)) * (1.0 - 4e-15)
+    return tf.where(p > 0.5, tf.maximum(radius, 0.0), tf.zeros_like(radius))
