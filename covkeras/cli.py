@@ -1,0 +1,57 @@
+"""Command lines: a flag for every field of a recipe, and errors as one line that names the remedy."""
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Callable
+
+from covkeras import recipes
+from covkeras.interrupts import Interrupted, Interrupts
+from covkeras.recipes import Recipe
+
+
+class Formatter(argparse.RawDescriptionHelpFormatter):
+    """Keeps the examples' lines."""
+
+
+def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds --recipe and one flag for every field; a flag given replaces the recipe's value."""
+    names = ", ".join(recipes.RECIPES)
+    parser.add_argument("--recipe", default="digits", metavar="NAME", help=f"{names}, or a .json file (default: digits)")
+    group = parser.add_argument_group("recipe fields (default: the recipe's)")
+    for field in dataclasses.fields(Recipe):
+        if field.name in ("name", "source"):
+            continue
+        flag, limits = "--" + field.name.replace("_", "-"), field.metadata
+        if field.type is bool:
+            group.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=limits["help"])
+        elif field.name == "decay_epochs":
+            group.add_argument(flag, type=int, nargs="*", default=None, metavar="EPOCH", help=limits["help"])
+        else:
+            metavar = None if "choices" in limits else field.type.__name__.upper()
+            choices = limits.get("choices")
+            group.add_argument(flag, type=field.type, default=None, choices=choices, metavar=metavar, help=limits["help"])
+
+
+def recipe_from(arguments: argparse.Namespace) -> Recipe:
+    """Returns the named recipe with the flags' values. Raises ValueError, naming the field and what is allowed."""
+    recipe = recipes.find(arguments.recipe)
+    given = {f.name: getattr(arguments, f.name, None) for f in dataclasses.fields(Recipe) if f.name not in ("name", "source")}
+    return recipe.replace(**{k: v for k, v in given.items() if v is not None})
+
+
+def run(program: Callable[[Interrupts], None], resume: str = "") -> int:
+    """Runs a program with Ctrl-C caught; expected errors end in one line and exit code 2, stops in 128 + signal."""
+    try:
+        with Interrupts() as stop:
+            program(stop)
+    except Interrupted:
+        print(f"\nstopped, everything is saved. To resume: {resume or 'run the same command'}", file=sys.stderr)
+        return 128 + stop.signal_number
+    except KeyboardInterrupt:
+        print(f"\nstopped; what was saved stays. To resume: {resume or 'run the same command'}", file=sys.stderr)
+        return 130
+    except (ValueError, TypeError, OSError, NotImplementedError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0

@@ -1,0 +1,119 @@
+"""A run is one folder: recipe.json, classifier.keras, checkpoints/, history.csv, certificates.tsv, report/."""
+
+import csv
+import os
+from pathlib import Path
+
+from covkeras.recipes import Recipe
+
+
+class RunFolder:
+    """The folder of one run; every file but the append-only ones is written aside and renamed.
+
+    Args:
+        path: the folder; made when `claim` is called.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+
+    @property
+    def recipe_file(self) -> Path:
+        return self.path / "recipe.json"
+
+    @property
+    def classifier_file(self) -> Path:
+        return self.path / "classifier.keras"
+
+    @property
+    def certificates_file(self) -> Path:
+        return self.path / "certificates.tsv"
+
+    @property
+    def history_file(self) -> Path:
+        return self.path / "history.csv"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report"
+
+    def check(self, recipe: Recipe) -> None:
+        """Refuses, before anything is written, a folder that can't be used for the recipe.
+
+        Raises:
+            ValueError: it holds another recipe (the differences are listed), or files that are no run.
+            PermissionError: it can't be written.
+        """
+        nearest = self.path
+        while not nearest.exists() and nearest != nearest.parent:
+            nearest = nearest.parent
+        if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+            raise PermissionError(f"run folder {self.path} can't be written (at {nearest}). Choose another --run-dir.")
+        if self.recipe_file.exists():
+            found = self.recipe()
+            differences = [f"{k}: {there!r} there, {here!r} here" for k, (here, there) in recipe.diff(found).items()]
+            if differences:
+                raise ValueError(
+                    f"run folder {self.path} holds another recipe ({'; '.join(differences)}). Choose another --run-dir, "
+                    "or delete the folder."
+                )
+        elif self.path.exists() and any(self.path.iterdir()):
+            raise ValueError(f"run folder {self.path} is not empty and holds no recipe.json. Choose another --run-dir.")
+
+    def claim(self, recipe: Recipe) -> None:
+        """`check`, then makes the folder with its recipe.json."""
+        self.check(recipe)
+        self.path.mkdir(parents=True, exist_ok=True)
+        if not self.recipe_file.exists():
+            write_aside(self.recipe_file, lambda aside: aside.write_text(recipe.to_json()))
+
+    def recipe(self) -> Recipe:
+        return Recipe.from_json(self.recipe_file.read_text())
+
+    def history(self) -> list[dict[str, str]]:
+        """Returns the rows of history.csv, one per epoch."""
+        if not self.history_file.exists():
+            return []
+        with self.history_file.open(newline="") as file:
+            return list(csv.DictReader(file))
+
+    def keep_history(self, epochs: int) -> None:
+        """Drops the rows from epoch `epochs` on: a resumed run writes them again."""
+        rows = [row for row in self.history() if int(row["epoch"]) < epochs]
+        if rows:
+            write_aside(self.history_file, lambda aside: _write_rows(aside, rows))
+        else:
+            self.history_file.unlink(missing_ok=True)
+
+    def append_history(self, row: dict) -> None:
+        """Appends one epoch's row."""
+        first = not self.history_file.exists()
+        with self.history_file.open("a", newline="") as file:
+            writer = csv.DictWriter(file, list(row))
+            if first:
+                writer.writeheader()
+            writer.writerow(row)
+
+
+def _write_rows(path: Path, rows: list[dict]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def write_aside(path: Path, write) -> None:
+    """Calls write(aside) and renames: under its name the file is always whole. The suffix stays (Keras reads it)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        write(aside)
+        with aside.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)

@@ -1,0 +1,30 @@
+"""What a program does first: keep TensorFlow's start-up chatter quiet. Imports nothing heavy."""
+
+import os
+import sys
+import tempfile
+
+
+def quiet_tensorflow() -> None:
+    """Imports TensorFlow with its start-up messages held back; a failing import still prints them.
+
+    Its messages ignore TF_CPP_MIN_LOG_LEVEL, so the process's stderr itself is set aside while TensorFlow and XLA say,
+    once, what they have to say: at the import, at the first look for devices and at the first compilation.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    sys.stderr.flush()
+    saved = os.dup(2)
+    with tempfile.TemporaryFile() as aside:
+        os.dup2(aside.fileno(), 2)
+        try:
+            import tensorflow as tf
+
+            tf.config.list_logical_devices()
+            tf.function(lambda: tf.constant(1.0) + 1.0, jit_compile=True)()
+        except BaseException:
+            aside.seek(0)
+            os.write(saved, aside.read())
+            raise
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
