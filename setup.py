@@ -28,6 +28,8 @@ setup(
         # The report's plots, and the embedded digits.
         "matplotlib>=3.9,<4",
         "scikit-learn>=1.5,<2",
+        # The progress bars.
+        "tqdm>=4.66,<5",
         # Needed by the packages above, and declared by none of them.
         "tf-keras>=2.21,<2.22",
         "importlib_resources>=6",

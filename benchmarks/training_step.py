@@ -1,22 +1,93 @@
-import os; os.environ["TF_CPP_MIN_LOG_LEVEL"]="3"
-import sys,time, numpy as np, tensorflow as tf, keras, covkeras as ck
-import covkeras.trainer as T
-from covkeras.moments.rules import Context
-from covkeras.moments.rectifiers import rectify
-name,batch,fused=sys.argv[1],int(sys.argv[2]),sys.argv[3]
-if len(sys.argv)>4: keras.mixed_precision.set_global_policy(sys.argv[4])
-build=getattr(ck.models,name)
-def make(obj):
-    c=build(); t=ck.CertifiedTrainer(c,obj); t.compile(optimizer=keras.optimizers.SGD(.01,momentum=.9)); return t
-if fused=='0': T.fused_rectify=rectify
-ts={'plain':make(ck.objectives.GaussianAugmentation(.5)),'cov':make(ck.objectives.CovarianceRadius(.5)),'stop':make(ck.objectives.CovarianceRadius(.5,stop_covariance_gradient=True))}
-shape=ts['plain'].classifier.input_shape[1:]
-x=tf.random.uniform((batch,*shape)); y=tf.random.uniform((batch,),0,10,tf.int64)
-fs={k:tf.function(t.train_step) for k,t in ts.items()}
-for f in fs.values(): f((x,y)); f((x,y))
-res={k:[] for k in fs}
-for r in range(15 if name=='lenet' else 5):
-    for k,f in fs.items():
-        t=time.perf_counter(); o=f((x,y)); o['loss'].numpy(); res[k].append(time.perf_counter()-t)
-r={k:np.median(v) for k,v in res.items()}
-print(name,batch,fused,{k:round(v*1e3,1) for k,v in r.items()},{k:round(float(np.median(np.array(res[k])/np.array(res['plain']))),3) for k in r})
+"""What one training step costs, as a ratio to a plain Gaussian-augmentation step of the same classifier.
+
+    python benchmarks/training_step.py                     LeNet (batch 128), PreActResNet-18 (batches 64 and 128)
+    python benchmarks/training_step.py --only lenet --rounds 31
+
+All sides run in turn in one process; a figure is the median of the ratios within a round. Measured on two cores with
+AVX-512, float32, by the first command (the middle half of the rounds in brackets):
+
+    FIGURES
+"""
+
+import argparse
+
+from covkeras import startup
+
+startup.quiet_tensorflow()
+
+import keras  # noqa: E402
+import tensorflow as tf  # noqa: E402
+from per_image_covariance import PerImageCovariance  # noqa: E402
+from timing import interleave, ratio_rows  # noqa: E402
+
+from covkeras import models, objectives, report  # noqa: E402
+from covkeras.objectives.terms import Terms, cross_entropy  # noqa: E402
+from covkeras.trainer import CertifiedTrainer  # noqa: E402
+
+CASES = {
+    "lenet": (models.lenet, 128),
+    "resnet 64": (models.preact_resnet18, 64),
+    "resnet": (models.preact_resnet18, 128),
+}
+
+
+class MacerLike:
+    """The passes of a MACER step without its loss: k = 16 noisy copies forward and backward."""
+
+    name, sigma, lam, switch_epoch, copies = "macer_like", 0.5, 0.0, 0, 16
+
+    def attach(self, classifier):
+        self.classifier = classifier
+
+    def __call__(self, images, labels, noise, context):
+        noisy = tf.reshape(images + self.sigma * noise, [-1, *images.shape[1:]])
+        logits = tf.reshape(self.classifier(noisy, training=True), [self.copies, -1, 10])
+        mean = tf.reduce_mean(logits, 0)
+        return Terms(cross_entropy(labels, mean), logits=mean)
+
+
+def step(build, objective, images, labels):
+    """A compiled train_step of its own trainer, as `fit` runs it."""
+    trainer = CertifiedTrainer(build(), objective)
+    trainer.compile(optimizer=keras.optimizers.SGD(0.001, momentum=0.9))
+    trainer.optimizer.build(trainer.classifier.trainable_variables)
+    compiled = tf.function(trainer.train_step)
+    return lambda: compiled((images, labels))["loss"].numpy()
+
+
+def measure(title: str, rounds: int) -> list[list[str]]:
+    build, batch = CASES[title]
+    images = tf.random.stateless_uniform((batch, *build().input_shape[1:]), [0, 0])
+    labels = tf.random.stateless_uniform((batch,), [0, 1], 0, 10, tf.int64)
+    sides = {
+        "Gaussian augmentation": objectives.GaussianAugmentation(0.5),
+        "covariance_radius": objectives.CovarianceRadius(0.5),
+        "covariance_radius, gradient stopped at the covariance": objectives.CovarianceRadius(
+            0.5, stop_covariance_gradient=True
+        ),
+    }
+    fast = interleave({k: step(build, o, images, labels) for k, o in sides.items()}, rounds)
+    rows = ratio_rows(title, fast)
+    # The slow ones apart, in fewer rounds. A covariance per image of PreActResNet-18 takes tens of GB.
+    slow = {"Gaussian augmentation": sides["Gaussian augmentation"], "MACER's 16 copies": MacerLike()}
+    if title == "lenet":
+        slow["one covariance per image (published code)"] = PerImageCovariance(0.5, 0.1)
+    if title != "resnet":
+        timed = interleave({k: step(build, o, images, labels) for k, o in slow.items()}, max(3, rounds // 5))
+        rows += ratio_rows(title, timed)[1:]
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=CASES, help="one case")
+    parser.add_argument("--rounds", type=int, default=15, help="timed rounds (default 15)")
+    flags = parser.parse_args()
+    rows = [["classifier", "step", "ratio", "middle half", "rounds"]]
+    for title in [flags.only] if flags.only else CASES:
+        rows += measure(title, flags.rounds)
+    print(report.plain(rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -46,8 +46,10 @@ class CheckpointFolder:
         except OSError as error:
             aside.unlink(missing_ok=True)
             raise OSError(
-                error.errno, f"checkpoint not written ({error.strerror}); the one before is whole. Free space, then run "
-                "the same command to resume", str(name)
+                error.errno,
+                f"checkpoint not written ({error.strerror}); the one before is whole. Free space, then run "
+                "the same command to resume",
+                str(name),
             ) from error
         for old in self._files()[: -self.keep]:
             old.unlink(missing_ok=True)

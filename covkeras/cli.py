@@ -17,7 +17,9 @@ class Formatter(argparse.RawDescriptionHelpFormatter):
 def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
     """Adds --recipe and one flag for every field; a flag given replaces the recipe's value."""
     names = ", ".join(recipes.RECIPES)
-    parser.add_argument("--recipe", default="digits", metavar="NAME", help=f"{names}, or a .json file (default: digits)")
+    parser.add_argument(
+        "--recipe", default="digits", metavar="NAME", help=f"{names}, or a .json file (default: digits)"
+    )
     group = parser.add_argument_group("recipe fields (default: the recipe's)")
     for field in dataclasses.fields(Recipe):
         if field.name in ("name", "source"):
@@ -30,13 +32,17 @@ def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
         else:
             metavar = None if "choices" in limits else field.type.__name__.upper()
             choices = limits.get("choices")
-            group.add_argument(flag, type=field.type, default=None, choices=choices, metavar=metavar, help=limits["help"])
+            group.add_argument(
+                flag, type=field.type, default=None, choices=choices, metavar=metavar, help=limits["help"]
+            )
 
 
 def recipe_from(arguments: argparse.Namespace) -> Recipe:
     """Returns the named recipe with the flags' values. Raises ValueError, naming the field and what is allowed."""
     recipe = recipes.find(arguments.recipe)
-    given = {f.name: getattr(arguments, f.name, None) for f in dataclasses.fields(Recipe) if f.name not in ("name", "source")}
+    given = {
+        f.name: getattr(arguments, f.name, None) for f in dataclasses.fields(Recipe) if f.name not in ("name", "source")
+    }
     return recipe.replace(**{k: v for k, v in given.items() if v is not None})
 
 

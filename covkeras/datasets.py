@@ -74,7 +74,9 @@ _LOADERS: dict[str, Callable[[str], ImageData]] = {"digits": _load_digits}
 def steps_per_epoch(data: ImageData, batch_size: int) -> int:
     """Returns the full batches of an epoch; the remainder is left out, other images in every epoch."""
     if len(data) < batch_size:
-        raise ValueError(f"batch_size must be at most {len(data)}, the images of {data.name}'s {data.split} split, got {batch_size}.")
+        raise ValueError(
+            f"batch_size must be at most {len(data)}, the images of {data.name}'s {data.split} split, got {batch_size}."
+        )
     return len(data) // batch_size
 
 
@@ -93,7 +95,9 @@ def batches(data: ImageData, batch_size: int, seed: int = 0, epoch: int = 0, ste
     images, labels = tf.constant(data.images), tf.constant(data.labels)
 
     def indices(e):
-        keys = tf.random.stateless_uniform([len(data)], tf.stack([tf.cast(seed, tf.int64), e]), dtype=tf.float64, alg="philox")
+        keys = tf.random.stateless_uniform(
+            [len(data)], tf.stack([tf.cast(seed, tf.int64), e]), dtype=tf.float64, alg="philox"
+        )
         order = tf.argsort(keys)[: steps * batch_size]
         return tf.data.Dataset.from_tensor_slices(tf.reshape(order, [steps, batch_size]))
 

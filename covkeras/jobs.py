@@ -10,7 +10,12 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from covkeras import datasets
-from covkeras.certification.certificates import CertificateFile, Certificates, average_certified_radius, read_certificates
+from covkeras.certification.certificates import (
+    CertificateFile,
+    Certificates,
+    average_certified_radius,
+    read_certificates,
+)
 from covkeras.certification.smoothing import SmoothedClassifier
 from covkeras.checkpoints import CheckpointFolder, Checkpointing
 from covkeras.interrupts import Interrupted
@@ -83,8 +88,8 @@ class _Watch(keras.callbacks.Callback):
         path = self.folder.path / "non_finite_batch.npz"
         np.savez(path, images=images, labels=labels)
         raise NonFiniteLoss(
-            f"the loss became {self.model.means['loss'].result():g} in epoch {self.epoch}, step {self.step}; the batch is "
-            f"in {path}. Lower --learning-rate or --lam; the checkpoints before it are whole."
+            f"the loss became {self.model.means['loss'].result():g} in epoch {self.epoch}, step {self.step}; the batch "
+            f"is in {path}. Lower --learning-rate or --lam; the checkpoints before it are whole."
         )
 
 

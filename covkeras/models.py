@@ -34,7 +34,9 @@ def lenet(
     images = _image_input(input_shape)
     x = layers.Rescaling(2.0, offset=-1.0, name="center")(images)
     for i, width in enumerate(filters, 1):
-        x = layers.Conv2D(width, 3, padding="same", activation="relu", kernel_initializer="he_normal", name=f"conv{i}")(x)
+        x = layers.Conv2D(width, 3, padding="same", activation="relu", kernel_initializer="he_normal", name=f"conv{i}")(
+            x
+        )
         x = layers.AveragePooling2D(2, name=f"pool{i}")(x)
     x = layers.Flatten(name="flatten")(x)
     x = layers.Dense(units, activation="relu", kernel_initializer="he_normal", name="hidden")(x)
@@ -51,7 +53,9 @@ def _residual_block(x, width: int, stride: int, depth: int, name: str):
     if stride > 1 or x.shape[-1] != width:
         # Average pooling before the 1 x 1 projection: a strided one would drop three pixels of four.
         shortcut = layers.AveragePooling2D(stride, name=f"{name}_pool")(y) if stride > 1 else y
-        shortcut = layers.Conv2D(width, 1, use_bias=False, kernel_initializer="he_normal", name=f"{name}_project")(shortcut)
+        shortcut = layers.Conv2D(width, 1, use_bias=False, kernel_initializer="he_normal", name=f"{name}_project")(
+            shortcut
+        )
     y = layers.Conv2D(width, 3, stride, padding="same", kernel_initializer=first, name=f"{name}_conv1")(y)
     y = layers.ReLU(name=f"{name}_relu2")(y)
     y = layers.Conv2D(width, 3, padding="same", kernel_initializer="zeros", name=f"{name}_conv2")(y)

@@ -36,7 +36,9 @@ class Recipe:
     data: str = _field("digits", "data set")
     model: str = _field("lenet", "classifier", choices=tuple(MODELS))
     method: str = _field("covariance_radius", "what training minimises", choices=METHODS)
-    reference: str = _field("gaussian_augmentation", "method trained beside it for comparison", choices=(*METHODS, "none"))
+    reference: str = _field(
+        "gaussian_augmentation", "method trained beside it for comparison", choices=(*METHODS, "none")
+    )
     sigma: float = _number(0.5, "noise level in [0, 1] pixel units", 0)
     lam: float = _number(4.0, "weight of the robustness loss", 0, closed="left")
     gamma: float = _number(8.0, "hinge offset, in the units of sigma", 0)
@@ -103,7 +105,9 @@ def _checked(field: dataclasses.Field, value):
     if "choices" in limits and value not in limits["choices"]:
         raise ValueError(f"{name} must be one of {', '.join(limits['choices'])}, got {value!r}.")
     if field.type is float:
-        return check_between(name, value, limits["low"], limits["high"], limits["closed"])
+        return check_between(
+            name, value, limits["low"], limits["high"], limits["closed"], f"It is the {limits['help']}."
+        )
     if field.type is int:
         return check_count(name, value, limits["low"], limits["high"])
     if field.type is bool and not isinstance(value, bool):
@@ -120,7 +124,15 @@ RECIPES = {
     for recipe in (
         Recipe(
             name="digits",
-            source="ours: the main job's, sized for minutes on two cores",
+            source="ours: minutes on two cores; lam and gamma from a small grid",
+            sigma=0.25,
+            gamma=0.5,
+            noisy_mean=True,
+            epochs=100,
+            switch_epoch=50,
+            learning_rate=0.05,
+            decay_epochs=(50, 75),
+            certify_images=360,
         ),
     )
 }

@@ -14,7 +14,13 @@ from covkeras.diagnostics import Fidelity
 from covkeras.recipes import Recipe
 
 # Okabe and Ito's colours, each with a line style of its own.
-_STYLES = (("#0072B2", "-"), ("#D55E00", "--"), ("#009E73", "-."), ("#CC79A7", ":"), ("#000000", (0, (5, 1, 1, 1, 1, 1))))
+_STYLES = (
+    ("#0072B2", "-"),
+    ("#D55E00", "--"),
+    ("#009E73", "-."),
+    ("#CC79A7", ":"),
+    ("#000000", (0, (5, 1, 1, 1, 1, 1))),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +47,9 @@ def accuracy_table(results: Sequence[Result]) -> list[list[str]]:
         accuracy = certified_accuracy(result.certificates, result.labels, radii)
         acr = average_certified_radius(result.certificates, result.labels)
         abstained = (result.certificates.label == -1).mean()
-        rows.append([result.name, f"{acr:.3f}", *[f"{a:.3f}" for a in accuracy], f"{abstained:.3f}", str(len(result.labels))])
+        rows.append(
+            [result.name, f"{acr:.3f}", *[f"{a:.3f}" for a in accuracy], f"{abstained:.3f}", str(len(result.labels))]
+        )
     return rows
 
 
@@ -50,7 +58,13 @@ def fidelity_table(results: Sequence[Result]) -> list[list[str]]:
     rows = [["classifier", "propagated radius by", "rank correlation", "median ratio", "images"]]
     for result in results:
         for f in result.fidelity:
-            row = [result.name, f.name, f"{f.rank_correlation:.3f}", f"{f.median_ratio:.2f}", str(int(f.compared.sum()))]
+            row = [
+                result.name,
+                f.name,
+                f"{f.rank_correlation:.3f}",
+                f"{f.median_ratio:.2f}",
+                str(int(f.compared.sum())),
+            ]
             rows.append(row)
     return rows
 
@@ -71,7 +85,7 @@ def markdown(rows: list[list[str]]) -> str:
 
 def _html_table(rows: list[list[str]]) -> str:
     def line(row, tag):
-        cells = (f'<{tag}{" class=n" if _is_number(c) else ""}>{html.escape(c)}</{tag}>' for c in row)
+        cells = (f"<{tag}{' class=n' if _is_number(c) else ''}>{html.escape(c)}</{tag}>" for c in row)
         return "<tr>" + "".join(cells) + "</tr>"
 
     return "<table>" + line(rows[0], "th") + "".join(line(r, "td") for r in rows[1:]) + "</table>"
@@ -113,7 +127,9 @@ def fidelity_plot(result: Result):
         axes.annotate("equal", (end, end), ha="right", va="bottom", color="#666666", fontsize=8)
         axes.set(xlabel="certified radius", ylabel="propagated radius", xlim=(0, end))
         axes.set_ylim(0, max(end, np.quantile(radius, 0.98) * 1.1 if len(radius) else end))
-        axes.set_title(f"{f.name}\nrank correlation {f.rank_correlation:.3f}, median ratio {f.median_ratio:.2f}", fontsize=9)
+        axes.set_title(
+            f"{f.name}\nrank correlation {f.rank_correlation:.3f}, median ratio {f.median_ratio:.2f}", fontsize=9
+        )
     figure.suptitle(result.name, fontsize=10)
     return figure
 
@@ -145,11 +161,19 @@ def _figure(columns: int = 1):
 
 
 def write_report(
-    folder: Path, results: Sequence[Result], recipe: Recipe | None = None, histories: dict | None = None, title: str = "Certified accuracy"
+    folder: Path,
+    results: Sequence[Result],
+    recipe: Recipe | None = None,
+    histories: dict | None = None,
+    title: str = "Certified accuracy",
 ) -> str:
     """Writes curve.png, fidelity_*.png, training.png, table.md and index.html; returns the terminal's tables."""
     folder.mkdir(parents=True, exist_ok=True)
-    caption = f"{recipe.data}, sigma {recipe.sigma:g}, n = {recipe.certify_n:,}, alpha {recipe.certify_alpha:g}" if recipe else ""
+    caption = (
+        f"{recipe.data}, sigma {recipe.sigma:g}, n = {recipe.certify_n:,}, alpha {recipe.certify_alpha:g}"
+        if recipe
+        else ""
+    )
     figures = {"curve": accuracy_plot(results, caption)}
     figures |= {f"fidelity_{i}": fidelity_plot(r) for i, r in enumerate(results) if r.fidelity}
     if histories and all(histories.values()):

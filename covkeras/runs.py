@@ -58,8 +58,8 @@ class RunFolder:
             differences = [f"{k}: {there!r} there, {here!r} here" for k, (here, there) in recipe.diff(found).items()]
             if differences:
                 raise ValueError(
-                    f"run folder {self.path} holds another recipe ({'; '.join(differences)}). Choose another --run-dir, "
-                    "or delete the folder."
+                    f"run folder {self.path} holds another recipe ({'; '.join(differences)}). Choose "
+                    "another --run-dir, or delete the folder."
                 )
         elif self.path.exists() and any(self.path.iterdir()):
             raise ValueError(f"run folder {self.path} is not empty and holds no recipe.json. Choose another --run-dir.")

@@ -3,13 +3,12 @@
 import keras
 import tensorflow as tf
 
+from covkeras.moments.dispatch import Context
 from covkeras.moments.gaussian import Gaussian
 from covkeras.moments.rectifiers import Kernels, rectify, relu_products, relu_value
-from covkeras.moments.rules import Context
 from covkeras.objectives.terms import Terms
 from covkeras.schedules import LamSwitch
 from covkeras.validation import check_count, check_shape
-
 
 # A dozen element-wise operations as one loop. XLA compiles only these: its convolutions, and its sums over the batch,
 # are slower on the CPU than TensorFlow's own.

@@ -16,7 +16,9 @@ def check_between(name: str, value, low: float, high: float, closed: str = "neit
     if not inside:
         left = "[" if closed in ("left", "both") else "("
         right = "]" if closed in ("right", "both") else ")"
-        raise ValueError(f"{name} must be a number in {left}{low:g}, {high:g}{right}, got {value!r}.{why and ' ' + why}")
+        raise ValueError(
+            f"{name} must be a number in {left}{low:g}, {high:g}{right}, got {value!r}.{why and ' ' + why}"
+        )
     return float(value)
 
 
@@ -80,7 +82,9 @@ def check_shape(received, shape, expected: str | None = None) -> None:
             "batch axis: images[None]; grey images need a channel axis: images[..., None]."
         )
     if any(s is not None and r is not None and r != s for r, s in zip(received[1:], shape, strict=True)):
-        raise ValueError(f"images must have shape {expected}, got {tuple(received)}. Resize them, or rebuild the model.")
+        raise ValueError(
+            f"images must have shape {expected}, got {tuple(received)}. Resize them, or rebuild the model."
+        )
 
 
 def check_labels(labels, classes: int, batch: int | None = None) -> np.ndarray:

@@ -23,7 +23,9 @@ history.csv, certificates.tsv, report/ (open report/index.html), and the referen
 
 
 def parse(arguments=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLES, formatter_class=cli.Formatter, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=cli.Formatter, allow_abbrev=False
+    )
     parser.add_argument("--run-dir", metavar="DIR", help="the run's folder (default: runs/RECIPE)")
     cli.add_recipe_flags(parser)
     return parser.parse_args(arguments)

@@ -38,18 +38,27 @@ class Certificates:
     @classmethod
     def single(cls, label, radius, p_lower, samples, seconds) -> "Certificates":
         ints, floats = np.int64, np.float64
-        return cls(*(np.array([v], t) for v, t in ((label, ints), (radius, floats), (p_lower, floats), (samples, ints), (seconds, floats))))
+        return cls(
+            *(
+                np.array([v], t)
+                for v, t in ((label, ints), (radius, floats), (p_lower, floats), (samples, ints), (seconds, floats))
+            )
+        )
 
     @classmethod
     def concatenate(cls, parts: Iterable["Certificates"]) -> "Certificates":
-        parts = list(parts) or [cls(*(np.zeros(0, t) for t in (np.int64, np.float64, np.float64, np.int64, np.float64)))]
+        parts = list(parts) or [
+            cls(*(np.zeros(0, t) for t in (np.int64, np.float64, np.float64, np.int64, np.float64)))
+        ]
         return cls(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in dataclasses.fields(cls)))
 
 
 def _radii_where_correct(certificates, labels) -> tuple[np.ndarray, np.ndarray]:
     labels = np.asarray(labels)
     if labels.shape != certificates.label.shape:
-        raise ValueError(f"labels must have shape {certificates.label.shape}, one for each certificate, got {labels.shape}.")
+        raise ValueError(
+            f"labels must have shape {certificates.label.shape}, one for each certificate, got {labels.shape}."
+        )
     if not len(labels):
         raise ValueError("certificates must hold at least one image, got none.")
     correct = certificates.label == labels
@@ -119,7 +128,9 @@ def read_certificates(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray, 
     header = lines[0].split("\t") if lines else []
     missing = [c for c in COHEN_COLUMNS if c not in header]
     if missing:
-        raise ValueError(f"{path} lacks the columns {missing}: not a certification log (idx label predict radius correct time).")
+        raise ValueError(
+            f"{path} lacks the columns {missing}: not a certification log (idx label predict radius correct time)."
+        )
     rows = []
     for number, line in enumerate(lines[1:], 2):
         fields = line.split("\t")
@@ -145,4 +156,6 @@ def _seconds(text: str) -> float:
     days, _, clock = text.rpartition(", ")
     hours, minutes, seconds = clock.split(":")
     day = float(days.split()[0]) if days else 0.0
-    return datetime.timedelta(days=day, hours=float(hours), minutes=float(minutes), seconds=float(seconds)).total_seconds()
+    return datetime.timedelta(
+        days=day, hours=float(hours), minutes=float(minutes), seconds=float(seconds)
+    ).total_seconds()

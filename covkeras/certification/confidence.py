@@ -27,7 +27,9 @@ def clopper_pearson_lower(successes, trials, alpha):
     """
     if tf.executing_eagerly():
         _check(successes, trials, alpha)
-        return _compiled_bound(*(tf.cast(tf.convert_to_tensor(v), tf.float64) for v in (successes, trials, alpha))).numpy()
+        return _compiled_bound(
+            *(tf.cast(tf.convert_to_tensor(v), tf.float64) for v in (successes, trials, alpha))
+        ).numpy()
     return _bound(*(tf.cast(v, tf.float64) for v in (successes, trials, alpha)))
 
 

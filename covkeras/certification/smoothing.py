@@ -41,7 +41,9 @@ class SmoothedClassifier:
         self.sigma = check_sigma(sigma)
         self.image_shape = tuple(classifier.inputs[0].shape[1:])
         self.num_classes = classifier.outputs[0].shape[-1]
-        self.batch_size = default_batch_size(self.image_shape) if batch_size is None else check_count("batch_size", batch_size)
+        self.batch_size = (
+            default_batch_size(self.image_shape) if batch_size is None else check_count("batch_size", batch_size)
+        )
         self.noise = GaussianNoise()
         self._compiled = {}
 
@@ -85,7 +87,7 @@ class SmoothedClassifier:
             progress: called with each image's Certificates of length 1, as it is done.
 
         Returns:
-            Certificates: label (-1 = abstain), radius (float64, rounded down), p_lower, samples, seconds, each (batch,).
+            Certificates: label (-1 = abstain), radius (float64, rounded down), p_lower, samples, seconds, (batch,).
 
         Raises:
             TypeError, ValueError: before any work, naming the argument.
@@ -104,7 +106,9 @@ class SmoothedClassifier:
         check_alpha(alpha)
         seed = check_seed(seed)
         images, indices = self._checked(images, indices)
-        return (self._certify_one(image, index, n0, n, alpha, seed) for image, index in zip(images, indices, strict=True))
+        return (
+            self._certify_one(image, index, n0, n, alpha, seed) for image, index in zip(images, indices, strict=True)
+        )
 
     def _certify_one(self, image, index, n0, n, alpha, seed) -> Certificates:
         start = time.perf_counter()
@@ -163,7 +167,7 @@ class SmoothedClassifier:
 
 
 def default_batch_size(image_shape: tuple[int, ...]) -> int:
-    """Returns the noisy copies per forward pass: 512 at 28 x 28, fewer for larger images; a power of 2 in 16 ... 1024."""
+    """Returns the noisy copies per forward pass: 512 at 28 x 28, fewer for larger images; 16 to 1024."""
     pixels = math.prod(image_shape[:-1] if len(image_shape) > 1 else image_shape)
     return 2 ** min(10, max(4, int(math.log2(512 * 28 * 28 / pixels) + 0.5)))
 

@@ -11,10 +11,10 @@ from typing import NamedTuple
 import keras
 from keras import ops
 
+from covkeras.moments.dispatch import Context
 from covkeras.moments.gaussian import Gaussian, blocks, margin, standard_deviation
 from covkeras.moments.network import MomentNetwork
 from covkeras.moments.rectifiers import leaky_mean, relu_excess
-from covkeras.moments.rules import Context
 from covkeras.validation import check_count
 
 
@@ -101,7 +101,9 @@ def calibrate_gates(network: MomentNetwork, images, copies: int = 4, seed: int =
     def rectify(gaussian, slope):
         # The batch is the images' means, then their noisy copies: both go through the same linear layers.
         mean, samples = gaussian.mean[:batch], gaussian.mean[batch:]
-        residual = ops.reshape(ops.cast(samples, "float32"), (copies, -1)) - ops.reshape(ops.cast(mean, "float32"), (1, -1))
+        residual = ops.reshape(ops.cast(samples, "float32"), (copies, -1)) - ops.reshape(
+            ops.cast(mean, "float32"), (1, -1)
+        )
         squares = ops.reshape(ops.square(residual), (-1, mean.shape[-1]))
         sd = ops.sqrt(ops.maximum(ops.mean(squares, axis=0), 1e-12))
         gates.append(sd)

@@ -3,8 +3,9 @@
 import keras
 from keras import ops
 
+from covkeras.moments.dispatch import Context
 from covkeras.moments.gaussian import Gaussian
-from covkeras.moments.rules import Context, propagate
+from covkeras.moments.rules import propagate
 from covkeras.validation import check_r_max, check_sigma
 
 

@@ -6,9 +6,9 @@ from collections.abc import Callable
 import keras
 from keras import tree
 
+from covkeras.moments.dispatch import Context, propagate
 from covkeras.moments.gaussian import Gaussian
 from covkeras.moments.layers import GaussianInput, Moments
-from covkeras.moments.rules import Context, propagate
 from covkeras.validation import check_classifier, check_r_max, check_shape, check_sigma
 
 

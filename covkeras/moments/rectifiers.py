@@ -120,7 +120,7 @@ def activation_slope(layer) -> float | None:
     name = getattr(layer.activation, "__name__", repr(layer.activation))
     if name not in known or layer.activation is not keras.activations.get(name):
         raise NotImplementedError(
-            f"No moment rule for activation {name!r} (layer {layer.name!r}). Use relu, leaky_relu or linear, or make it "
-            "a layer of its own with a rule by @propagate.register."
+            f"No moment rule for activation {name!r} (layer {layer.name!r}). Use relu, leaky_relu or linear, or "
+            "make it a layer of its own with a rule by @propagate.register."
         )
     return known[name]

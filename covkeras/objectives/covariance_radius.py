@@ -1,4 +1,4 @@
-"""The paper's objective (Zhen, Chakraborty, Singh, CVPR 2021): cross-entropy plus the hinge on the propagated radius."""
+"""The paper's objective (Zhen, Chakraborty, Singh, CVPR 2021): cross-entropy and the propagated radius' hinge."""
 
 import dataclasses
 
