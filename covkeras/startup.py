@@ -5,11 +5,14 @@ import sys
 import tempfile
 
 
-def quiet_tensorflow() -> None:
+def quiet_tensorflow(logical_cpus: int = 1) -> None:
     """Imports TensorFlow with its start-up messages held back; a failing import still prints them.
 
     Its messages ignore TF_CPP_MIN_LOG_LEVEL, so the process's stderr itself is set aside while TensorFlow and XLA say,
     once, what they have to say: at the import, at the first look for devices and at the first compilation.
+
+    Args:
+        logical_cpus: split the CPU into so many devices, to try several replicas on one machine.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     sys.stderr.flush()
@@ -19,6 +22,9 @@ def quiet_tensorflow() -> None:
         try:
             import tensorflow as tf
 
+            if logical_cpus > 1:
+                parts = [tf.config.LogicalDeviceConfiguration()] * logical_cpus
+                tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], parts)
             tf.config.list_logical_devices()
             tf.function(lambda: tf.constant(1.0) + 1.0, jit_compile=True)()
         except BaseException:
