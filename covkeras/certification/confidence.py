@@ -4,10 +4,13 @@ Written in TensorFlow, so that the same lines run in Python and in an exported g
 its betainc is wrong by up to a factor of 3.
 """
 
+import numpy as np
 import tensorflow as tf
 
-# betainc in float64 is off by far less than this, relatively: a slightly smaller alpha covers its error.
-_ALPHA_MARGIN = 1e-8
+# TensorFlow's float64 betainc, against SciPy's at 180,000 points: too small by at most 6e-8 relatively for n <= 10^7,
+# which a slightly smaller alpha covers; too large, which is safe, by up to 0.4 % at 10^7 and 20 % at 10^8.
+_ALPHA_MARGIN = 1e-6
+MAX_TRIALS = 10_000_000
 _BISECTIONS = 100
 
 
@@ -17,28 +20,28 @@ def clopper_pearson_lower(successes, trials, alpha):
     The exact bound is the p with P(Binomial(trials, p) >= successes) = I_p(k, n - k + 1) = alpha, 0 for no success.
 
     Args:
-        successes: integers k, any shape. trials: integers n >= k, same shape or one. alpha: float64 in (0, 1).
+        successes: integers k, any shape. trials: integers n >= k, same shape or one. alpha: in (0, 1); float64 inside a
+            graph.
 
     Returns:
         float64 p_lower, the shape of `successes`; a tensor inside a graph, else a NumPy value.
 
     Raises:
-        ValueError: outside a graph: counts below 0, more successes than trials, alpha outside (0, 1).
+        ValueError: outside a graph: counts below 0, more successes than trials, trials above 10^7, alpha.
     """
-    if tf.executing_eagerly():
-        _check(successes, trials, alpha)
-        return _compiled_bound(
-            *(tf.cast(tf.convert_to_tensor(v), tf.float64) for v in (successes, trials, alpha))
-        ).numpy()
-    return _bound(*(tf.cast(v, tf.float64) for v in (successes, trials, alpha)))
+    if not tf.executing_eagerly():
+        return _bound(*(tf.cast(v, tf.float64) for v in (successes, trials, alpha)))
+    _check(successes, trials, alpha)
+    # NumPy converts: TensorFlow would take a Python float through float32, and 0.001 would grow.
+    return _compiled_bound(*(tf.constant(np.asarray(v, np.float64)) for v in (successes, trials, alpha))).numpy()
 
 
 def _check(successes, trials, alpha):
-    import numpy as np
-
     k, n, a = np.broadcast_arrays(np.asarray(successes), np.asarray(trials), np.asarray(alpha, np.float64))
     if (k < 0).any() or (k > n).any():
         raise ValueError(f"successes must lie in [0, trials], got {successes!r} of {trials!r}.")
+    if (n > MAX_TRIALS).any():
+        raise ValueError(f"trials must be at most {MAX_TRIALS:,}, where betainc is accurate, got {trials!r}.")
     if not ((a > 0) & (a < 1)).all():
         raise ValueError(f"alpha must lie in (0, 1), got {alpha!r}; the field uses 0.001.")
 
@@ -69,8 +72,8 @@ def certified_radius(p_lower, sigma: float):
 
     p_lower: float64, any shape. Returns float64 in the units of sigma; a tensor.
     """
-    p = tf.convert_to_tensor(p_lower, tf.float64)
+    p = p_lower if tf.is_tensor(p_lower) else tf.constant(np.asarray(p_lower, np.float64))
     # ndtri is good to 9e-16: a few ulps less is not above the exact value. It is infinite at p = 1, which is no
     # lower bound's value at alpha > 0.
-    radius = tf.cast(sigma, tf.float64) * tf.math.ndtri(tf.clip_by_value(p, 0.5, 1.0 - 1e-16)) * (1.0 - 4e-15)
+    radius = tf.constant(sigma, tf.float64) * tf.math.ndtri(tf.clip_by_value(p, 0.5, 1.0 - 1e-16)) * (1.0 - 4e-15)
     return tf.where(p > 0.5, tf.maximum(radius, 0.0), tf.zeros_like(radius))

@@ -4,6 +4,7 @@ from covkeras.moments.dispatch import Context
 from covkeras.moments.gaussian import Gaussian, blocks, margin, propagated_radius, standard_deviation
 from covkeras.moments.layers import GaussianInput, Moments
 from covkeras.moments.network import MomentNetwork
+from covkeras.moments.rectifiers import rectify
 from covkeras.moments.rules import propagate
 
 __all__ = [
@@ -16,5 +17,6 @@ __all__ = [
     "margin",
     "propagate",
     "propagated_radius",
+    "rectify",
     "standard_deviation",
 ]

@@ -1,0 +1,38 @@
+import keras
+import numpy as np
+import pytest
+
+from covkeras import models
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 1), (28, 28, 1), (32, 32, 3)])
+def test_lenet_is_a_stock_model(shape, rng):
+    model = models.lenet(shape, num_classes=7)
+    assert model(rng.random((2, *shape)).astype("float32")).shape == (2, 7)
+    assert all(type(layer).__module__.startswith("keras.") for layer in model.layers)
+
+
+@pytest.mark.parametrize(("shape", "head"), [((32, 32, 3), (4, 4)), ((224, 224, 3), (7, 7))])
+def test_preact_resnet18_has_its_shape(shape, head):
+    model = models.preact_resnet18(shape, num_classes=10)
+    assert model.get_layer("head_relu").output.shape[1:] == (*head, 512)
+    assert model.count_params() == pytest.approx(11.2e6, rel=0.01)
+    assert not any(isinstance(layer, keras.layers.BatchNormalization) for layer in model.layers)
+
+
+def test_resnet_starts_with_bounded_activations(rng):
+    """Without normalisation: logits of order 1 at the start, whatever the depth."""
+    model = models.preact_resnet18((32, 32, 3), width=16)
+    logits = np.asarray(model(rng.random((8, 32, 32, 3)).astype("float32")))
+    assert 0.01 < logits.std() < 5
+
+
+@pytest.mark.parametrize("shape", [(28, 28), (0, 28, 1), (28.0, 28, 1)])
+def test_bad_shapes_are_refused(shape):
+    with pytest.raises(ValueError, match="input_shape"):
+        models.lenet(shape)
+
+
+def test_one_class_is_refused():
+    with pytest.raises(ValueError, match="num_classes must be a whole number >= 2, got 1"):
+        models.preact_resnet18(num_classes=1)

@@ -1,0 +1,185 @@
+import keras
+import numpy as np
+import pytest
+import scipy.stats
+import tensorflow as tf
+from conftest import small_classifier
+from keras import layers
+
+from covkeras import SmoothedClassifier, average_certified_radius, models
+from covkeras.certification import GaussianNoise
+from covkeras.certification.noise import ESTIMATION, SELECTION
+from covkeras.certification.smoothing import default_batch_size
+
+
+def linear_classifier(rng, shape=(4, 4, 1)):
+    """w x + b with two classes: g's radius is |w x + b| / |w|, in closed form."""
+    model = keras.Sequential([keras.Input(shape), layers.Flatten(), layers.Dense(2)])
+    weights = rng.normal(size=(int(np.prod(shape)), 2))
+    model.layers[-1].set_weights([weights, np.array([0.0, -0.5 * (weights[:, 1] - weights[:, 0]).sum()])])
+
+    def radius(images):
+        kernel, bias = (np.asarray(w, "float64") for w in model.layers[-1].get_weights())
+        direction, offset = kernel[:, 1] - kernel[:, 0], bias[1] - bias[0]
+        margin = images.reshape(len(images), -1).astype("float64") @ direction + offset
+        return np.abs(margin) / np.linalg.norm(direction), (margin > 0).astype(int)
+
+    return model, radius
+
+
+def test_certificates_of_a_linear_classifier_hold(rng):
+    """2,000 images: certificates above the true radius are at most Binomial(2000, alpha), limit at 1e-8."""
+    model, exact = linear_classifier(rng)
+    images = rng.random((2_000, 4, 4, 1)).astype("float32")
+    radius, label = exact(images)
+    c = SmoothedClassifier(model, 0.25).certify(images, n0=50, n=5_000, alpha=0.001, seed=1)
+    wrong = ((c.label != -1) & ((c.label != label) | (c.radius > radius))).sum()
+    assert wrong <= scipy.stats.binom.ppf(1 - 1e-8, 2_000, 0.001)
+    assert ((c.label == -1) == (c.radius == 0)).all()
+
+
+@pytest.mark.slow
+def test_certificates_of_a_linear_classifier_are_tight(rng):
+    """The median certificate within 3 % of the true radius at n = 100,000, where n does not cap it."""
+    model, exact = linear_classifier(rng)
+    images = rng.random((300, 4, 4, 1)).astype("float32")
+    radius, _ = exact(images)
+    chosen = (radius > 0.25) & (radius < 0.8)
+    assert chosen.sum() > 50
+    c = SmoothedClassifier(model, 0.25).certify(images[chosen], n0=100, n=100_000, alpha=0.001, seed=2)
+    assert np.median(c.radius / radius[chosen]) > 0.97
+
+
+def test_certificates_do_not_depend_on_what_else_is_certified(rng):
+    """Bit for bit: any subset, order or grouping of the images."""
+    classifier = models.lenet((8, 8, 1))
+    images = rng.random((7, 8, 8, 1)).astype("float32")
+    smoothed = SmoothedClassifier(classifier, 0.5, batch_size=64)
+    whole = smoothed.certify(images, n0=32, n=500, alpha=0.01, seed=9)
+    order = np.array([5, 0, 3, 6])
+    part = SmoothedClassifier(classifier, 0.5, batch_size=64).certify(
+        images[order], n0=32, n=500, alpha=0.01, seed=9, indices=order
+    )
+    for name in ("label", "radius", "p_lower", "samples"):
+        assert np.array_equal(getattr(whole, name)[order], getattr(part, name))
+    other = smoothed.certify(images, n0=32, n=500, alpha=0.01, seed=10)
+    assert not np.array_equal(whole.p_lower, other.p_lower)
+
+
+def test_votes_are_the_classes_of_the_noisy_copies(rng):
+    """The loop, its remainder and its noise against a plain evaluation of the same stream."""
+    classifier = small_classifier()
+    smoothed = SmoothedClassifier(classifier, 0.5, batch_size=32)
+    image = rng.random((8, 8, 1)).astype("float32")
+    votes = smoothed.votes(image, 75, seed=4, index=11, phase=ESTIMATION)
+    noise = [GaussianNoise().draw(4, 11, ESTIMATION, block, (32, 8, 8, 1)) for block in range(3)]
+    copies = image + 0.5 * np.concatenate(noise)[:75]
+    assert np.array_equal(votes, np.bincount(np.argmax(classifier(copies), 1), minlength=3))
+    assert votes.dtype == np.int64 and votes.sum() == 75
+
+
+def test_streams_are_disjoint_and_normal():
+    noise = GaussianNoise()
+    shape = (1_000, 100)
+    streams = [
+        np.asarray(noise.draw(seed, index, phase, block, shape)).ravel()
+        for seed, index, phase, block in [(0, 0, 0, 0), (0, 0, 0, 1), (0, 0, 1, 0), (0, 1, 0, 0), (1, 0, 0, 0)]
+    ]
+    for i, a in enumerate(streams):
+        # Kolmogorov-Smirnov and correlation: five tests and ten pairs, false alarm below 1e-7 together.
+        assert scipy.stats.kstest(a, "norm").pvalue > 1e-9
+        for b in streams[:i]:
+            assert abs(np.corrcoef(a, b)[0, 1]) < 6.5 / np.sqrt(len(a))
+            assert len(np.intersect1d(a[:2_000], b[:2_000])) < 20
+    again = np.asarray(noise.draw(0, 0, 0, 0, shape)).ravel()
+    assert np.array_equal(again, streams[0])
+
+
+def test_non_finite_logits_vote_for_nobody(rng):
+    images = keras.Input((2, 2, 1))
+    x = layers.Flatten()(images)
+    x = layers.Lambda(lambda t: tf.where(t > 0.5, t * np.nan, t))(x)
+    model = keras.Model(images, layers.Dense(2, kernel_initializer="zeros", bias_initializer="ones")(x))
+    smoothed = SmoothedClassifier(model, 0.5)
+    votes = smoothed.votes(np.full((2, 2, 1), 0.4, np.float32), 1_000, 0, 0, SELECTION)
+    assert 0 < votes[0] < 400 and votes[1] == 0
+    assert smoothed.certify(np.full((1, 2, 2, 1), 0.4, np.float32), 10, 1_000, 0.001).label[0] == -1
+
+
+def test_predict_abstains_or_is_right(rng):
+    """On a linear classifier g's class is known: a wrong answer has probability alpha, limit at 1e-8."""
+    model, exact = linear_classifier(rng)
+    images = rng.random((300, 4, 4, 1)).astype("float32")
+    _, label = exact(images)
+    p = SmoothedClassifier(model, 0.25).predict(images, n=200, alpha=0.001, seed=0)
+    assert ((p.label != -1) & (p.label != label)).sum() <= scipy.stats.binom.ppf(1 - 1e-8, 300, 0.001)
+    assert (p.label == label).mean() > 0.7
+    assert (p.counts.sum(1) == 200).all()
+
+
+def test_progress_and_empty_batches(rng):
+    smoothed = SmoothedClassifier(small_classifier(), 0.5)
+    seen = []
+    c = smoothed.certify(rng.random((2, 8, 8, 1)).astype("float32"), 10, 10, 0.01, progress=seen.append)
+    assert len(seen) == 2 and len(c) == 2 and (c.samples == 20).all()
+    assert len(smoothed.certify(np.zeros((0, 8, 8, 1), np.float32), 10, 10, 0.01)) == 0
+    with pytest.raises(ValueError, match="at least one image"):
+        average_certified_radius(smoothed.certify(np.zeros((0, 8, 8, 1), np.float32), 10, 10, 0.01), [])
+
+
+GOOD = np.full((2, 8, 8, 1), 0.5, np.float32)
+BAD_IMAGES = {
+    "Divide 8-bit images by 255": (GOOD.astype(np.uint8), TypeError),
+    r"must lie in \[0, 1\], got values from 0.5 to 1.5": (np.concatenate([GOOD, GOOD * 3]), ValueError),
+    "got NaN": (GOOD * np.nan, ValueError),
+    "got rank 3": (GOOD[0], ValueError),
+    r"must have shape \(batch, 8, 8, 1\), got \(2, 8, 8, 3\)": (np.repeat(GOOD, 3, -1), ValueError),
+}
+
+
+@pytest.mark.parametrize("message", BAD_IMAGES)
+def test_bad_images_are_refused(message):
+    images, kind = BAD_IMAGES[message]
+    with pytest.raises(kind, match=message):
+        SmoothedClassifier(small_classifier(), 0.5).certify(images, 10, 10, 0.01)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"alpha": 0}, r"alpha must be a number in \(0, 1\), got 0"),
+        ({"alpha": 1.0}, "alpha must be"),
+        ({"n": 0}, "n must be a whole number >= 1, got 0"),
+        ({"n": 10.5}, "n must be a whole number"),
+        ({"n0": 0}, "n0 must be a whole number"),
+        ({"seed": -1}, "seed must be a whole number"),
+        ({"indices": [0]}, "indices must be 2 whole numbers"),
+        ({"indices": [0, -1]}, "indices must be 2 whole numbers"),
+    ],
+)
+def test_bad_arguments_are_refused_before_any_work(change, message, monkeypatch):
+    smoothed = SmoothedClassifier(small_classifier(), 0.5)
+    monkeypatch.setattr(smoothed, "votes", lambda *a: pytest.fail("work was done"))
+    with pytest.raises(ValueError, match=message):
+        smoothed.certify(GOOD, **{"n0": 10, "n": 10, "alpha": 0.01, **change})
+
+
+def test_bad_classifiers_are_refused():
+    softmax = keras.Sequential([keras.Input((8, 8, 1)), layers.Flatten(), layers.Dense(3, activation="softmax")])
+    with pytest.raises(ValueError, match="ends in probabilities"):
+        SmoothedClassifier(softmax, 0.5)
+    with pytest.raises(ValueError, match="sigma must be a number in"):
+        SmoothedClassifier(small_classifier(), 0.0)
+    with pytest.raises(ValueError, match="batch_size must be a whole number"):
+        SmoothedClassifier(small_classifier(), 0.5, batch_size=0)
+
+
+def test_max_pooling_is_no_obstacle_to_certification(rng):
+    """Certification runs the plain network: any Keras classifier will do."""
+    model = keras.Sequential([keras.Input((8, 8, 1)), layers.MaxPooling2D(), layers.Flatten(), layers.Dense(3)])
+    assert len(SmoothedClassifier(model, 0.5).certify(GOOD, 10, 10, 0.01)) == 2
+
+
+def test_default_batch_shrinks_with_the_image():
+    sizes = [default_batch_size(s) for s in ((8, 8, 1), (28, 28, 1), (32, 32, 3), (224, 224, 3), (784,))]
+    assert sizes == [1024, 512, 512, 16, 512]
