@@ -57,7 +57,7 @@ class Recipe:
     seed: int = _count(0, "of weights, order, training and certification noise", 0, 2**31 - 1)
     certify_images: int = _count(200, "test images to certify")
     certify_n0: int = _count(100, "samples to choose the class")
-    certify_n: int = _count(10_000, "samples to bound its probability")
+    certify_n: int = _count(10_000, "samples to bound its probability", high=10_000_000)
     certify_alpha: float = _number(0.001, "probability that a certificate is wrong", 0, 1)
     certify_batch: int = _count(0, "noisy copies per forward pass; 0 = by the image's size", 0)
 

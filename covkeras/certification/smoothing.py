@@ -10,7 +10,7 @@ import scipy.stats
 import tensorflow as tf
 
 from covkeras.certification.certificates import Certificates, Predictions
-from covkeras.certification.confidence import certified_radius, clopper_pearson_lower
+from covkeras.certification.confidence import MAX_TRIALS, certified_radius, clopper_pearson_lower
 from covkeras.certification.noise import ESTIMATION, PREDICTION, SELECTION, GaussianNoise, check_seed
 from covkeras.validation import check_alpha, check_classifier, check_count, check_images, check_sigma
 
@@ -102,7 +102,7 @@ class SmoothedClassifier:
     def certify_each(self, images, n0, n, alpha, seed=0, indices=None) -> Iterator[Certificates]:
         """As `certify`, one image's Certificates at a time. The arguments are checked at once, the work is lazy."""
         check_count("n0", n0)
-        check_count("n", n)
+        check_count("n", n, high=MAX_TRIALS)
         check_alpha(alpha)
         seed = check_seed(seed)
         images, indices = self._checked(images, indices)
