@@ -21,7 +21,9 @@ def test_never_above_scipys_bound_and_close_to_it(rng):
     bound = clopper_pearson_lower(k, n, alpha)
     exact = np.where(k == 0, 0.0, scipy.special.betaincinv(np.maximum(k, 1), n - np.maximum(k, 1) + 1.0, alpha))
     assert (bound <= exact).all()
-    np.testing.assert_allclose(bound, exact, rtol=1e-6, atol=1e-15)
+    # What the margin costs: as if alpha were smaller by 1e-6, beyond 10^6 trials by 3 %.
+    smaller = alpha * np.where(n <= 10**6, 1 - 1e-6, 0.97)
+    assert (bound >= np.where(k == 0, 0.0, scipy.special.betaincinv(np.maximum(k, 1), n - k + 1.0, smaller))).all()
 
 
 def test_never_above_the_exact_bound_in_80_digits(rng):
