@@ -68,7 +68,7 @@ class CheckpointFolder:
             aside.unlink(missing_ok=True)
         for path in reversed(self._files()):
             try:
-                with np.load(path, allow_pickle=False) as file:
+                with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
                     meta = json.loads(str(file[_META]))
                     values = [file[key] for key in sorted(file.files) if key != _META]
             except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:

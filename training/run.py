@@ -40,6 +40,7 @@ def work(recipe, folder: RunFolder, stop) -> None:
         if reference.path.exists():
             reference.check(runs[recipe.reference][0])
 
+    datasets.load(recipe.data, "train")  # refuses an unknown data set before anything is written
     folder.claim(recipe)
     results, histories = [], {}
     for name, (one, place) in runs.items():

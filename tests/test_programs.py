@@ -1,0 +1,96 @@
+"""The programs as a user runs them: in processes of their own."""
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+QUICK = ["--epochs", "2", "--switch-epoch", "1", "--decay-epochs", "--certify-images", "4", "--certify-n", "200"]
+
+
+def run(*arguments, cwd=ROOT, timeout=300):
+    command = [sys.executable, str(ROOT / "training" / "run.py"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=timeout)
+
+
+def test_run_trains_certifies_and_reports(tmp_path):
+    folder = tmp_path / "run"
+    done = run(*QUICK, "--run-dir", folder)
+    assert done.returncode == 0, done.stderr
+    for place in (folder, folder / "reference"):
+        assert {"recipe.json", "classifier.keras", "checkpoints", "history.csv", "certificates.tsv"} <= {
+            p.name for p in place.iterdir()
+        }
+        rows = list(csv.DictReader((place / "certificates.tsv").read_text().splitlines(), delimiter="\t"))
+        assert [int(r["idx"]) for r in rows] == [0, 1, 2, 3]
+    assert (folder / "report" / "index.html").exists()
+    assert json.loads((folder / "reference" / "recipe.json").read_text())["method"] == "gaussian_augmentation"
+    assert "ACR" in done.stdout and "adjoint, calibrated gates" in done.stdout
+    # TensorFlow's start-up chatter is quiet: only the progress bars' own lines.
+    assert all("%|" in line for line in done.stderr.replace("\r", "\n").splitlines() if line.strip()), done.stderr
+    again = run(*QUICK, "--run-dir", folder)
+    assert again.returncode == 0 and again.stdout == done.stdout
+    other = run(*QUICK, "--lam", "3", "--run-dir", folder)
+    assert other.returncode == 2 and "holds another recipe (lam: 4.0 there, 3.0 here)" in other.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--sigma", "-1"], "sigma must be a number in (0, inf), got -1.0"),
+        (["--recipe", "nothing"], "recipe must be one of digits"),
+        (["--sigam", "1"], "unrecognized arguments: --sigam 1"),
+        (["--method", "magic"], "invalid choice: 'magic'"),
+        (["--certify-n", "0"], "certify_n must be a whole number from 1 to 10000000, got 0"),
+        (["--data", "nothing"], "data set must be one of digits"),
+    ],
+)
+def test_bad_flags_are_refused_with_nothing_written(arguments, message, tmp_path):
+    done = run(*arguments, cwd=tmp_path)
+    assert done.returncode == 2 and message in done.stderr
+    assert "Traceback" not in done.stderr and not list(tmp_path.iterdir())
+
+
+def test_ctrl_c_saves_and_says_how_to_resume(tmp_path):
+    folder = tmp_path / "run"
+    command = [sys.executable, str(ROOT / "training" / "run.py"), *QUICK, "--epochs", "400", "--run-dir", str(folder)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    checkpoints = folder / "reference" / "checkpoints"
+    for _ in range(600):
+        if list(checkpoints.glob("epoch_*")):
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and "To resume: run the same command" in errors
+    assert "Traceback" not in errors and not (folder / "reference" / "classifier.keras").exists()
+
+
+def test_help_is_complete_and_has_examples():
+    import dataclasses
+
+    from covkeras import Recipe
+
+    text = run("--help").stdout
+    for field in dataclasses.fields(Recipe):
+        assert field.name in ("name", "source") or f"--{field.name.replace('_', '-')}" in text
+    assert "examples:" in text
+
+
+def test_import_is_quick_and_light():
+    program = (
+        "import covkeras, sys; print(sorted(m for m in sys.modules if m in ('tensorflow', 'keras', 'matplotlib')))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]" and not done.stderr
+    # Loading every public name adds none of the heavy ones to what Keras and TensorFlow load themselves.
+    heavy = "print([m for m in sys.modules if m in ('tensorflow_datasets', 'tensorflow_probability', 'keras_tuner')])"
+    program = f"import covkeras, sys\nfor name in covkeras.__all__: getattr(covkeras, name)\n{heavy}"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,65 @@
+import numpy as np
+import pytest
+from conftest import small_classifier
+
+from covkeras import MomentNetwork, SmoothedClassifier, recipes, report
+from covkeras.certification import Certificates
+from covkeras.diagnostics import Fidelity, fidelity
+
+
+def result(name="ours", radii=(0.6, 0.3, 0.0)):
+    label = [0, 1, -1]
+    parts = [Certificates.single(label[i], r, 0.9, 110, 0.1) for i, r in enumerate(radii)]
+    radius = np.array([0.5, 0.4, 0.1])
+    f = Fidelity("paper", radius, np.array(radii), np.array(radii) > 0)
+    return report.Result(name, np.array([0, 1, 1]), Certificates.concatenate(parts), [f])
+
+
+def test_tables_by_hand():
+    rows = report.accuracy_table([result()])
+    assert rows[0] == ["method", "ACR", "acc at 0", "acc at 0.25", "acc at 0.5", "abstained", "images"]
+    assert rows[1] == ["ours", "0.300", "0.667", "0.667", "0.333", "0.333", "3"]
+    assert report.plain(rows).splitlines()[1].split() == rows[1]
+    assert report.markdown(rows).splitlines()[1] == "|---|---:|---:|---:|---:|---:|---:|"
+
+
+def test_fidelity_by_hand():
+    f = Fidelity("x", np.array([1.0, 2.0, 3.0, 9.0]), np.array([0.5, 1.0, 3.0, 0.1]), np.array([True] * 3 + [False]))
+    assert f.rank_correlation == pytest.approx(1.0) and f.median_ratio == pytest.approx(2.0)
+
+
+def test_fidelity_of_a_linear_network_is_one(rng):
+    """On a linear classifier both estimates equal the true radius: certificates lie just below it."""
+    import keras
+    from keras import layers
+
+    classifier = keras.Sequential([keras.Input((4, 4, 1)), layers.Flatten(), layers.Dense(2)])
+    images = rng.random((40, 4, 4, 1)).astype("float32")
+    certificates = SmoothedClassifier(classifier, 0.25).certify(images, 100, 20_000, 0.001)
+    for f in fidelity(MomentNetwork(classifier, 0.25, 0.0), images, certificates, images[:8]):
+        # A certificate is below the truth by the bound's width: on the median image here, less than 15 %.
+        assert 0.99 < f.median_ratio < 1.15 and f.rank_correlation > 0.98
+
+
+def test_report_folder_is_complete_and_the_page_stands_alone(tmp_path):
+    histories = {"ours": [{"epoch": "0", "classification_loss": "1.5", "accuracy": "0.5"}]}
+    text = report.write_report(tmp_path, [result(), result("<b>", (0.2, 0.1, 0.0))], recipes.find("digits"), histories)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "curve.png", "fidelity_0.png", "fidelity_1.png", "index.html", "table.md", "training.png",
+    ]  # fmt: skip
+    page = (tmp_path / "index.html").read_text()
+    assert page.count("data:image/png;base64") == 4 and "&lt;b&gt;" in page and "certify_alpha" in page
+    assert "ours" in text and "0.300" in text and "rank correlation" in text
+
+
+def test_small_classifier_report_without_any_certificate(tmp_path):
+    nothing = result(radii=(0.0, 0.0, 0.0))
+    assert "0.000" in report.write_report(tmp_path, [nothing])
+
+
+def test_fidelity_leaves_out_abstentions(rng):
+    network = MomentNetwork(small_classifier(), 0.5)
+    images = rng.random((5, 8, 8, 1)).astype("float32")
+    none = Certificates.concatenate(Certificates.single(-1, 0.0, 0.4, 1, 0.0) for _ in range(5))
+    for f in fidelity(network, images, none, images):
+        assert not f.compared.any() and np.isnan(f.rank_correlation) and np.isnan(f.median_ratio)
