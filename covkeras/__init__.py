@@ -38,6 +38,10 @@ _NAMES = {
 _MODULES = (
     "certification",
     "datasets",
+    "diagnostics",
+    "fitting",
+    "jobs",
+    "labels",
     "models",
     "moments",
     "objectives",

@@ -7,7 +7,9 @@ from collections.abc import Callable
 
 from covkeras import recipes
 from covkeras.interrupts import Interrupted, Interrupts
+from covkeras.jobs import Environment
 from covkeras.recipes import Recipe
+from covkeras.validation import check_between
 
 
 class Formatter(argparse.RawDescriptionHelpFormatter):
@@ -20,6 +22,7 @@ def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--recipe", default="digits", metavar="NAME", help=f"{names}, or a .json file (default: digits)"
     )
+    parser.add_argument("--smoke", action="store_true", help="scale the recipe to minutes; its figures mean nothing")
     group = parser.add_argument_group("recipe fields (default: the recipe's)")
     for field in dataclasses.fields(Recipe):
         if field.name in ("name", "source"):
@@ -37,9 +40,22 @@ def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
             )
 
 
+def add_environment_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that say where and how a job runs, and change none of its results."""
+    parser.add_argument("--data-dir", metavar="DIR", help="folder of prepared TFDS data sets (default: TFDS's own)")
+    parser.add_argument("--devices", default="auto", help="auto (all GPUs, or the CPU), cpu, or a number of devices")
+    parser.add_argument("--checkpoint-minutes", type=float, default=10.0, metavar="MIN", help="between checkpoints")
+
+
+def environment_from(arguments: argparse.Namespace, stop: Callable[[], bool]) -> Environment:
+    minutes = check_between("checkpoint_minutes", arguments.checkpoint_minutes, 0, float("inf"))
+    return Environment(arguments.data_dir, arguments.devices, minutes, stop)
+
+
 def recipe_from(arguments: argparse.Namespace) -> Recipe:
     """Returns the named recipe with the flags' values. Raises ValueError, naming the field and what is allowed."""
     recipe = recipes.find(arguments.recipe)
+    recipe = recipes.smoke(recipe) if arguments.smoke else recipe
     given = {
         f.name: getattr(arguments, f.name, None) for f in dataclasses.fields(Recipe) if f.name not in ("name", "source")
     }

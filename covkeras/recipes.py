@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 from covkeras import models, objectives
+from covkeras.datasets.augmentation import AUGMENTATIONS
 from covkeras.validation import check_between, check_count
 
 MODELS = {"lenet": models.lenet, "preact_resnet18": models.preact_resnet18}
@@ -46,6 +47,17 @@ class Recipe:
     switch_epoch: int = _count(0, "epoch (from 0) at which lam is switched on", 0)
     noisy_mean: bool = _field(False, "add one noise sample to the input's mean (published code, not the paper)")
     stop_covariance_gradient: bool = _field(False, "take the covariance as a constant (published code, not the paper)")
+    drop_share: float = _number(
+        0.0, "share of images whose classification loss is dropped (noisy labels)", 0, 1, "left"
+    )
+    drop_epoch: int = _count(0, "epoch (from 0) from which it is dropped, or L_q truncated", 0)
+    drop_smallest: bool = _field(False, "drop the images with the smallest propagated radius, not the largest")
+    label_noise: float = _number(0.0, "rate of pair flips of the training labels, i to i + 1", 0, 1, "left")
+    lq: float = _number(0.7, "q of the truncated L_q loss", 0, 1, "right")
+    lq_floor: float = _number(0.5, "probability below which L_q is truncated", 0, 1, "left")
+    augmentation: str = _field("none", "random changes of the training images", choices=AUGMENTATIONS)
+    image_size: int = _count(0, "height and width to resize to; 0 = as stored", 0)
+    train_images: int = _count(0, "training images to use; 0 = all", 0)
     epochs: int = _count(30, "passes over the training images")
     batch_size: int = _count(64, "images per step, over all devices")
     learning_rate: float = _number(0.01, "of SGD, at the start", 0)
@@ -119,6 +131,35 @@ def _checked(field: dataclasses.Field, value):
     return value
 
 
+_PAPER = "Zhen, Chakraborty, Singh, CVPR 2021, Sec. 4"
+_NOT_PRINTED = "gamma, momentum and noisy_mean as in its published code, batch size ours"
+
+# MNIST, SVHN, CIFAR-10: 200 epochs, lr .01, x 0.1 at 100 and 150, lam 0 and then 4 from epoch 100.
+_SMALL = Recipe(
+    source=f"{_PAPER}: 200 epochs; {_NOT_PRINTED}",
+    epochs=200,
+    batch_size=128,
+    learning_rate=0.01,
+    decay_epochs=(100, 150),
+    lam=4.0,
+    switch_epoch=100,
+    gamma=8.0,
+    r_max=0.1,
+    noisy_mean=True,
+    certify_images=500,
+)
+# ImageNet, Places365: 120 epochs, lr .01, x 0.1 at 30, 60 and 90, lam .5 after 30.
+_LARGE = _SMALL.replace(
+    source=f"{_PAPER}: 120 epochs; {_NOT_PRINTED}",
+    model="preact_resnet18",
+    augmentation="resized_crop_flip",
+    image_size=224,
+    epochs=120,
+    decay_epochs=(30, 60, 90),
+    lam=0.5,
+    switch_epoch=30,
+)
+
 RECIPES = {
     recipe.name: recipe
     for recipe in (
@@ -134,8 +175,30 @@ RECIPES = {
             decay_epochs=(50, 75),
             certify_images=360,
         ),
+        _SMALL.replace(name="mnist", data="mnist"),
+        _SMALL.replace(name="svhn", data="svhn", model="preact_resnet18", augmentation="crop"),
+        _SMALL.replace(name="cifar10", data="cifar10", model="preact_resnet18", augmentation="crop_flip"),
+        _LARGE.replace(name="imagenet", data="imagenet"),
+        _LARGE.replace(name="places365", data="places365"),
     )
 }
+
+
+def smoke(recipe: Recipe) -> Recipe:
+    """Scales a recipe to minutes on two cores: the same path through the program, and no figure worth quoting."""
+    large = recipe.image_size > 64
+    epochs = min(recipe.epochs, 3)
+    return recipe.replace(
+        name=f"{recipe.name}-smoke",
+        epochs=epochs,
+        switch_epoch=min(recipe.switch_epoch, 1),
+        drop_epoch=min(recipe.drop_epoch, 1),
+        decay_epochs=(2,) if recipe.decay_epochs else (),
+        batch_size=4 if large else 32,
+        train_images=16 if large else 640,
+        certify_images=2 if large else 8,
+        certify_n=64 if large else 500,
+    )
 
 
 def find(name: str | os.PathLike) -> Recipe:

@@ -12,4 +12,10 @@ class LamSwitch(keras.callbacks.Callback):
         self.value, self.switch_epoch = lam, switch_epoch
 
     def on_epoch_begin(self, epoch, logs=None):
-        self.model.lam.assign(self.value if epoch >= self.switch_epoch else 0.0)
+        begin_epoch(self.model, epoch, self.value, self.switch_epoch)
+
+
+def begin_epoch(trainer, epoch: int, lam: float, switch_epoch: int) -> None:
+    """Sets what depends on the epoch alone: the trainer's epoch and its lam."""
+    trainer.lam.assign(lam if epoch >= switch_epoch else 0.0)
+    trainer.epoch.assign(epoch)

@@ -48,6 +48,7 @@ class CertifiedTrainer(keras.Model):
         objective.attach(classifier)
         initial = objective.lam if objective.switch_epoch == 0 else 0.0
         self.lam = self.add_weight(shape=(), initializer=lambda *a, **k: initial, trainable=False, name="lam")
+        self.epoch = self.add_weight(shape=(), dtype="int32", initializer="zeros", trainable=False, name="epoch")
         self.means = {
             name: keras.metrics.Mean(name=name)
             for name in ("loss", "classification_loss", "robustness_loss", "accuracy", "propagated_radius")
@@ -75,7 +76,7 @@ class CertifiedTrainer(keras.Model):
     def train_step(self, data):
         images, labels = self._checked(data)
         noise = self._noise(images, self.optimizer.iterations)
-        context = Context(training=True, rectify=fused_rectify)
+        context = Context(training=True, rectify=fused_rectify, epoch=tf.convert_to_tensor(self.epoch))
         with tf.GradientTape() as tape:
             terms = self.objective(images, labels, noise, context)
             loss = self._loss(terms)

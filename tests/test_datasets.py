@@ -17,7 +17,7 @@ def test_digits_are_split_once_and_for_all():
 
 
 def collect(data, count, **start):
-    stream = datasets.batches(data, 100, seed=3, **start)
+    stream = data.batches(100, seed=3, **start)
     return [(x.numpy(), y.numpy()) for x, y in stream.take(count)]
 
 
@@ -45,4 +45,4 @@ def test_unknown_names_and_sizes_are_refused(digits):
     with pytest.raises(ValueError, match="split must be one of train, validation, test"):
         datasets.load("digits", "dev")
     with pytest.raises(ValueError, match="batch_size must be at most 1197"):
-        datasets.steps_per_epoch(digits, 1198)
+        digits.steps_per_epoch(1198)

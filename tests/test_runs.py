@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from conftest import small_classifier
 
-from covkeras import CertifiedTrainer, jobs, objectives, recipes
+from covkeras import CertifiedTrainer, fitting, jobs, objectives, recipes
 from covkeras.checkpoints import CheckpointFolder
 from covkeras.interrupts import Interrupted
+from covkeras.jobs import Environment
 from covkeras.runs import RunFolder
 
 SMALL = recipes.find("digits").replace(
@@ -28,7 +29,7 @@ def weights(classifier):
 def uninterrupted(tmp_path_factory):
     folder = RunFolder(tmp_path_factory.mktemp("whole") / "run")
     folder.claim(SMALL)
-    return weights(jobs.train(SMALL, folder)), folder
+    return weights(fitting.train(SMALL, folder)), folder
 
 
 @pytest.mark.parametrize("steps", [5, 18, 25, 50])
@@ -39,7 +40,7 @@ def test_a_stopped_run_ends_in_exactly_the_same_weights(steps, tmp_path, uninter
     for _ in range(30):
         left = iter(range(steps))
         try:
-            classifier = jobs.train(SMALL, folder, stop=lambda left=left: next(left, None) is None)
+            classifier = fitting.train(SMALL, folder, Environment(stop=lambda left=left: next(left, None) is None))
             break
         except Interrupted:
             assert not folder.classifier_file.exists()
@@ -51,7 +52,7 @@ def test_a_stopped_run_ends_in_exactly_the_same_weights(steps, tmp_path, uninter
 
 
 def test_a_finished_run_is_not_trained_again(uninterrupted):
-    again = jobs.train(SMALL, uninterrupted[1], stop=lambda: pytest.fail("a step was made"))
+    again = fitting.train(SMALL, uninterrupted[1], Environment(stop=lambda: pytest.fail("a step was made")))
     for a, b in zip(weights(again), uninterrupted[0], strict=True):
         assert np.array_equal(a, b)
 
@@ -64,7 +65,7 @@ def test_certification_resumes_to_the_same_file(tmp_path, uninterrupted):
         classifier = keras.models.load_model(uninterrupted[1].classifier_file)
         for _ in range(4):
             try:
-                results.append(jobs.certify(SMALL, folder, classifier, stop=lambda stops=stops: stops))
+                results.append(jobs.certify(SMALL, folder, classifier, Environment(stop=lambda stops=stops: stops)))
                 break
             except Interrupted:
                 continue
@@ -77,10 +78,10 @@ PROGRAM = """
 import sys
 from covkeras import startup
 startup.quiet_tensorflow()
-from covkeras import jobs, recipes, runs
+from covkeras import fitting, jobs, recipes, runs
 recipe, folder = recipes.find(sys.argv[2]), runs.RunFolder(sys.argv[1])
 folder.claim(recipe)
-jobs.train(recipe, folder, minutes=0.002)
+fitting.train(recipe, folder, jobs.Environment(minutes=0.002))
 """
 
 
@@ -172,8 +173,8 @@ def test_a_non_finite_loss_stops_with_the_batch_saved(tmp_path):
     recipe = SMALL.replace(learning_rate=1e6, method="gaussian_augmentation", reference="none")
     folder = RunFolder(tmp_path / "run")
     folder.claim(recipe)
-    with pytest.raises(jobs.NonFiniteLoss, match=r"in epoch \d+, step \d+; the batch is in .*npz. Lower"):
-        jobs.train(recipe, folder)
+    with pytest.raises(fitting.NonFiniteLoss, match=r"in epoch \d+, step \d+; the batch is in .*npz. Lower"):
+        fitting.train(recipe, folder)
     with np.load(folder.path / "non_finite_batch.npz") as saved:
         assert saved["images"].shape == (64, 8, 8, 1) and saved["labels"].shape == (64,)
 

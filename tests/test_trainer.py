@@ -4,7 +4,7 @@ import pytest
 import tensorflow as tf
 from conftest import small_classifier
 
-from covkeras import CertifiedTrainer, datasets, models, objectives
+from covkeras import CertifiedTrainer, models, objectives
 from covkeras.moments import Context, rectify
 from covkeras.trainer import fused_rectify
 
@@ -50,7 +50,7 @@ def test_training_learns(name, policy, digits):
         keras.config.set_dtype_policy("float32")
     trainer = CertifiedTrainer(classifier, OBJECTIVES[name]())
     trainer.compile(optimizer=keras.optimizers.SGD(0.05, momentum=0.9))
-    stream = datasets.batches(digits, 64)
+    stream = digits.batches(64)
     history = trainer.fit(stream, epochs=20, steps_per_epoch=18, verbose=0, shuffle=False).history
     assert history["classification_loss"][-1] < 0.8 * history["classification_loss"][0]
     metrics = trainer.evaluate(digits.floats(), digits.labels, verbose=0, return_dict=True)
@@ -82,7 +82,7 @@ def test_lam_is_switched_on_at_its_epoch(digits):
         def on_epoch_end(self, epoch, logs=None):
             seen.append(float(self.model.lam))
 
-    stream = datasets.batches(digits, 64)
+    stream = digits.batches(64)
     trainer.fit(stream, epochs=4, steps_per_epoch=2, verbose=0, shuffle=False, callbacks=[Record()])
     assert seen == [0.0, 0.0, 4.0, 4.0]
 

@@ -8,12 +8,14 @@ from covkeras import startup
 
 startup.quiet_tensorflow()
 
-from covkeras import cli, datasets, diagnostics, jobs, moments, report  # noqa: E402
+from covkeras import cli, diagnostics, fitting, jobs, moments, report  # noqa: E402
 from covkeras.runs import RunFolder  # noqa: E402
 
 EXAMPLES = """examples:
   python training/run.py                                     digits, in minutes
-  python training/run.py --sigma 0.25 --run-dir runs/quarter
+  python training/run.py --sigma 0.5 --run-dir runs/half
+  python training/run.py --recipe mnist --data-dir ~/tensorflow_datasets --sigma 0.5
+  python training/run.py --recipe cifar10 --smoke            any recipe, in minutes
   python training/run.py --method gaussian_augmentation --reference none
   python training/run.py --recipe runs/digits/recipe.json --lam 2 --run-dir runs/lam2
 
@@ -27,11 +29,12 @@ def parse(arguments=None) -> argparse.Namespace:
         description=__doc__, epilog=EXAMPLES, formatter_class=cli.Formatter, allow_abbrev=False
     )
     parser.add_argument("--run-dir", metavar="DIR", help="the run's folder (default: runs/RECIPE)")
+    cli.add_environment_flags(parser)
     cli.add_recipe_flags(parser)
     return parser.parse_args(arguments)
 
 
-def work(recipe, folder: RunFolder, stop) -> None:
+def work(recipe, folder: RunFolder, environment: jobs.Environment) -> None:
     folder.check(recipe)
     runs = {recipe.method: (recipe, folder)}
     if recipe.reference not in ("none", recipe.method):
@@ -40,17 +43,21 @@ def work(recipe, folder: RunFolder, stop) -> None:
         if reference.path.exists():
             reference.check(runs[recipe.reference][0])
 
-    datasets.load(recipe.data, "train")  # refuses an unknown data set before anything is written
+    # Refuses what can't be loaded or shared before anything is written.
+    data, test = (
+        fitting.load_training(recipe, environment),
+        environment.load(recipe, "test").head(recipe.certify_images),
+    )
+    data.steps_per_epoch(recipe.batch_size)
+    fitting.check_batch(recipe, fitting.strategy(environment.devices).num_replicas_in_sync)
     folder.claim(recipe)
     results, histories = [], {}
     for name, (one, place) in runs.items():
         place.claim(one)
-        classifier = jobs.train(one, place, stop, title=f"train {name}")
-        _, labels, certificates = jobs.certify(one, place, classifier, stop, title=f"certify {name}")
+        classifier = fitting.train(one, place, environment, title=f"train {name}")
+        _, labels, certificates = jobs.certify(one, place, classifier, environment, title=f"certify {name}")
         network = moments.MomentNetwork(classifier, one.sigma, one.r_max)
-        images = datasets.load(one.data, "test").floats(slice(len(labels)))
-        calibration = datasets.load(one.data, "train").floats(slice(64))
-        fidelity = diagnostics.fidelity(network, images, certificates, calibration)
+        fidelity = diagnostics.fidelity(network, test.floats(), certificates, data.head(64).floats())
         results.append(report.Result(name, labels, certificates, fidelity))
         histories[name] = place.history()
     title = f"{recipe.name}: {' and '.join(runs)}"
@@ -64,7 +71,7 @@ def main(arguments=None) -> int:
     def program(stop):
         recipe = cli.recipe_from(flags)
         folder = RunFolder(flags.run_dir or Path("runs") / recipe.name)
-        work(recipe, folder, stop)
+        work(recipe, folder, cli.environment_from(flags, stop))
 
     return cli.run(program)
 

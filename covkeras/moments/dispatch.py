@@ -17,11 +17,13 @@ class Context:
     training: whether this is a training step (Dropout drops, BatchNormalization uses and updates the batch's).
     rectify: (gaussian, slope) -> gaussian, applied at every (leaky) ReLU; the adjoint estimate and the trainer put
         theirs here.
+    epoch: the training epoch, from 0; a number or an integer tensor. For objectives that change with it.
     """
 
     r_max: float = 0.0
     training: bool = False
     rectify: Callable[[Gaussian, float], Gaussian] = rectify
+    epoch: object = 0
 
 
 class _Propagate:

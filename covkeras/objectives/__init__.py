@@ -9,9 +9,10 @@ An objective is an object with
 """
 
 from covkeras.objectives.covariance_radius import CovarianceRadius
+from covkeras.objectives.cross_entropy import CrossEntropy, TruncatedLq
 from covkeras.objectives.gaussian_augmentation import GaussianAugmentation
 from covkeras.objectives.terms import Terms
 
-METHODS = {objective.name: objective for objective in (GaussianAugmentation, CovarianceRadius)}
+METHODS = {o.name: o for o in (GaussianAugmentation, CovarianceRadius, CrossEntropy, TruncatedLq)}
 
-__all__ = ["METHODS", "CovarianceRadius", "GaussianAugmentation", "Terms"]
+__all__ = ["METHODS", "CovarianceRadius", "CrossEntropy", "GaussianAugmentation", "Terms", "TruncatedLq"]

@@ -22,6 +22,10 @@ class CovarianceRadius:
         noisy_mean: add one noise sample to the input's mean. Off in the paper, on in its published code; it certifies
             much better, see README.
         stop_covariance_gradient: take the covariance as a constant. Off in the paper, on in its published code.
+        drop_share: for noisy labels (the paper's Sec. 4.2): the share of a batch's images whose classification loss is
+            dropped, those with the largest propagated radius (of the predicted class); 0 drops none.
+        drop_epoch: the epoch from which they are dropped.
+        drop_smallest: drop those with the smallest radius instead.
     """
 
     name = "covariance_radius"
@@ -35,6 +39,9 @@ class CovarianceRadius:
         switch_epoch: int = 0,
         noisy_mean: bool = False,
         stop_covariance_gradient: bool = False,
+        drop_share: float = 0.0,
+        drop_epoch: int = 0,
+        drop_smallest: bool = False,
     ):
         self.sigma = check_sigma(sigma)
         self.lam = check_between("lam", lam, 0, float("inf"), closed="left")
@@ -43,6 +50,9 @@ class CovarianceRadius:
         self.switch_epoch = check_count("switch_epoch", switch_epoch, 0)
         self.noisy_mean = bool(noisy_mean)
         self.stop_covariance_gradient = bool(stop_covariance_gradient)
+        self.drop_share = check_between("drop_share", drop_share, 0, 1, closed="left")
+        self.drop_epoch = check_count("drop_epoch", drop_epoch, 0)
+        self.drop_smallest = bool(drop_smallest)
 
     @property
     def copies(self) -> int:
@@ -63,7 +73,17 @@ class CovarianceRadius:
         radius = propagated_radius(logits, self.sigma, labels)
         # The radius is positive exactly where the mean's top class is the label.
         hinge = ops.where(radius > 0, ops.maximum(self.gamma - radius, 0.0), 0.0)
-        return Terms(cross_entropy(labels, logits.mean), hinge, logits.mean, radius)
+        classification = cross_entropy(labels, logits.mean)
+        if self.drop_share and context.training:
+            classification = classification * self._kept(propagated_radius(logits, self.sigma), context.epoch)
+        return Terms(classification, hinge, logits.mean, radius)
+
+    def _kept(self, radius, epoch):
+        """(batch,): 0 for the images whose classification loss is dropped, else 1."""
+        batch = radius.shape[0]
+        order = ops.argsort(ops.argsort(radius if self.drop_smallest else -radius))
+        kept = ops.cast(order >= round(self.drop_share * batch), "float32")
+        return ops.where(ops.convert_to_tensor(epoch) >= self.drop_epoch, kept, ops.ones_like(kept))
 
 
 def _constant_covariance(rectify):

@@ -1,0 +1,39 @@
+"""Images in [0, 1] with integer labels, by name and split. Batches are a function of (seed, epoch, step) alone."""
+
+import os
+
+from covkeras.datasets.memory import ImageData, load_digits
+from covkeras.datasets.prepared import PREPARED, load_prepared
+from covkeras.datasets.stream import ImageStream
+
+SPLITS = ("train", "validation", "test")
+NAMES = ("digits", *PREPARED)
+
+__all__ = ["NAMES", "SPLITS", "ImageData", "ImageStream", "load"]
+
+
+def load(
+    name: str, split: str = "train", data_dir: str | os.PathLike | None = None, image_size: int = 0
+) -> ImageData | ImageStream:
+    """Loads one fixed split of a data set. Nothing is ever downloaded.
+
+    Args:
+        name: digits (embedded, 8 x 8), mnist, svhn, cifar10, imagenet, places365, or the name of any image
+            classification data set of TFDS.
+        split: train, validation (the fixed tail of the training images) or test.
+        data_dir: the folder of prepared TFDS data sets; by default TFDS's own.
+        image_size: height and width to resize to; 0 keeps what is stored.
+
+    Returns:
+        ImageData, in memory, or for data sets too large for it ImageStream; both have `batches` and `head`.
+
+    Raises:
+        ValueError: an unknown name or split, with those that are known; no image classification data set.
+        FileNotFoundError: the data set isn't prepared; the message holds the command that prepares it.
+        OSError: a record file is damaged.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}.")
+    if name == "digits":
+        return load_digits(split)
+    return load_prepared(name, split, None if data_dir is None else str(data_dir), image_size)

@@ -1,0 +1,123 @@
+"""Data sets prepared by tensorflow-datasets: read, never downloaded."""
+
+import dataclasses
+import functools
+
+import numpy as np
+
+from covkeras.datasets.memory import ImageData
+from covkeras.datasets.stream import ImageStream
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """How a TFDS data set is read. test: its split with labels that serves as test split. streamed: too large for
+    memory. image_size: to resize to, where the images vary. held_out: validation images, the last of the training
+    split."""
+
+    tfds: str
+    test: str = "test"
+    streamed: bool = False
+    image_size: int = 0
+    held_out: int = 5_000
+
+
+PREPARED = {
+    "mnist": Prepared("mnist"),
+    "svhn": Prepared("svhn_cropped"),
+    "cifar10": Prepared("cifar10"),
+    # Their test splits have no labels: the field certifies validation images.
+    "imagenet": Prepared("imagenet2012", test="validation", streamed=True, image_size=224),
+    "places365": Prepared("places365_small", test="validation", streamed=True, image_size=224),
+}
+
+
+def load_prepared(name: str, split: str, data_dir: str | None, image_size: int):
+    """Loads a split by one of PREPARED's names or any TFDS name; see `covkeras.datasets.load`."""
+    known = PREPARED.get(name, Prepared(name, image_size=image_size))
+    builder = _builder(name, known.tfds, data_dir)
+    names = _class_names(name, builder)
+    if known.streamed:
+        size = image_size or known.image_size
+        records = {"train": "train[:99%]", "validation": "train[99%:]", "test": known.test}[split]
+        return ImageStream(name, split, builder, records, _count(name, builder, records, data_dir), size, names)
+    source = known.test if split == "test" else "train"
+    # Keyed by the reader itself, so that what a mocked reader made is not kept for a real one.
+    images, labels = _read(name, builder, source, data_dir, image_size or known.image_size, type(builder).as_dataset)
+    held_out = min(known.held_out, len(labels) // 10)
+    part = {"train": slice(0, len(labels) - held_out), "validation": slice(len(labels) - held_out, None)}.get(split)
+    part = slice(None) if part is None else part
+    return ImageData(name, split, images[part], labels[part], 255.0, names)
+
+
+@functools.lru_cache(maxsize=8)
+def _builder(name: str, tfds_name: str, data_dir: str | None):
+    import tensorflow_datasets as tfds
+
+    try:
+        return tfds.builder(tfds_name, data_dir=data_dir)
+    except tfds.core.registered.DatasetNotFoundError:
+        raise ValueError(
+            f"data set must be one of digits, {', '.join(PREPARED)}, or a TFDS name, got {name!r}; TFDS knows none of "
+            f"that name{' in ' + data_dir if data_dir else ''}."
+        ) from None
+
+
+def _class_names(name: str, builder) -> tuple[str, ...]:
+    features = dict(builder.info.features or {})
+    label, image = features.get("label"), features.get("image")
+    if image is None or not hasattr(label, "names"):
+        raise ValueError(
+            f"{name} is no image classification data set: its features are {sorted(features)}, an image and a class "
+            "label are needed."
+        )
+    return tuple(label.names or map(str, range(label.num_classes)))
+
+
+def _dataset(name: str, builder, split: str, data_dir: str | None):
+    """The records of a split; a data set that isn't prepared is refused with the command that prepares it."""
+    try:
+        return builder.as_dataset(split=split, shuffle_files=False)
+    except (AssertionError, FileNotFoundError):
+        where = f" --data_dir={data_dir}" if data_dir else ""
+        raise FileNotFoundError(
+            f"data set {name!r} isn't prepared in {builder.data_path.parent.parent}. Prepare it once (this downloads): "
+            f"tfds build {builder.name}{where}"
+        ) from None
+    except ValueError as error:
+        raise ValueError(f"data set {name!r} has no split {split!r}: {error}") from None
+
+
+@functools.lru_cache(maxsize=4)
+def _read(name, builder, split, data_dir, image_size, reader):
+    """All images (uint8) and labels (int64) of a split."""
+    import tensorflow as tf
+
+    records = _dataset(name, builder, split, data_dir)
+    shape = records.element_spec["image"].shape
+    if None in shape[:2] and not image_size:
+        raise ValueError(f"the images of {name!r} vary in size: give --image-size, the height and width to resize to.")
+    if image_size:
+        from covkeras.datasets.augmentation import centre_crop
+
+        def sized(record):
+            square = tf.round(centre_crop(tf.cast(record["image"], tf.float32), image_size))
+            return {**record, "image": tf.cast(tf.clip_by_value(square, 0, 255), tf.uint8)}
+
+        records = records.map(sized, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    try:
+        parts = [(r["image"], r["label"]) for r in records.batch(1024).as_numpy_iterator()]
+    except (tf.errors.DataLossError, tf.errors.InvalidArgumentError) as error:
+        raise OSError(
+            f"a record file of {name!r} in {builder.data_path} is damaged ({error.message.splitlines()[0]}). Delete "
+            f"the folder and prepare the data set again: tfds build {builder.name}"
+        ) from None
+    images, labels = (np.concatenate(p) for p in zip(*parts, strict=True))
+    return images.astype(np.uint8, copy=False), labels.astype(np.int64)
+
+
+def _count(name: str, builder, records: str, data_dir: str | None) -> int:
+    dataset = _dataset(name, builder, records, data_dir)
+    if builder.info.splits:
+        return builder.info.splits[records].num_examples
+    return sum(1 for _ in dataset)

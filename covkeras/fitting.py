@@ -1,0 +1,168 @@
+"""The training job: builds a recipe's classifier, trains it through `fit`, keeps its history and checkpoints."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from covkeras.checkpoints import CheckpointFolder, Checkpointing
+from covkeras.interrupts import Interrupted
+from covkeras.jobs import Environment, progress_bar
+from covkeras.labels import pair_flip
+from covkeras.recipes import MODELS, Recipe
+from covkeras.runs import RunFolder, write_aside
+from covkeras.trainer import CertifiedTrainer
+from covkeras.validation import check_labels
+
+
+def build_classifier(recipe: Recipe, data):
+    """Builds the recipe's model for the data's images and classes, with weights drawn from the recipe's seed."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(recipe.precision)
+    try:
+        keras.utils.set_random_seed(recipe.seed)
+        return MODELS[recipe.model](input_shape=data.image_shape, num_classes=len(data.class_names))
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def build_optimizer(recipe: Recipe, steps: int) -> keras.optimizers.Optimizer:
+    """Builds SGD with the recipe's step-wise learning rate, `steps` steps an epoch."""
+    boundaries = [epoch * steps for epoch in recipe.decay_epochs]
+    rates = [recipe.learning_rate * recipe.decay**i for i in range(len(boundaries) + 1)]
+    schedule = keras.optimizers.schedules.PiecewiseConstantDecay(boundaries, rates) if boundaries else rates[0]
+    optimizer = keras.optimizers.SGD(schedule, momentum=recipe.momentum, weight_decay=recipe.weight_decay or None)
+    if recipe.precision == "mixed_float16":
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+    return optimizer
+
+
+class NonFiniteLoss(RuntimeError):
+    """Training met a loss that is not finite."""
+
+
+class _Watch(keras.callbacks.Callback):
+    """Shows progress, writes history.csv, adds the learning rate and lam to the logs, stops at a non-finite loss."""
+
+    def __init__(self, recipe, folder, data, steps, epoch, step, title):
+        super().__init__()
+        self.recipe, self.folder, self.data = recipe, folder, data
+        self.epoch, self.step = epoch, step
+        self.bar = progress_bar(total=recipe.epochs * steps, initial=epoch * steps + step, desc=title, unit="step")
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.bar.update()
+        shown = {"loss": logs["loss"], "accuracy": logs["accuracy"]}
+        if "propagated_radius" in logs:
+            shown["propagated radius"] = logs["propagated_radius"]
+        self.bar.set_postfix({k: f"{v:.3g}" for k, v in shown.items()}, refresh=False)
+        if not np.isfinite(logs["loss"]):
+            self._stop()
+        self.step += 1
+
+    def on_epoch_end(self, epoch, logs=None):
+        logs["learning_rate"] = float(self.model.optimizer.learning_rate)
+        logs["lam"] = float(self.model.lam)
+        self.folder.append_history({"epoch": epoch, **{k: f"{v:.6g}" for k, v in logs.items()}})
+        self.epoch, self.step = epoch + 1, 0
+
+    def _stop(self):
+        recipe = self.recipe
+        at = (recipe.batch_size, recipe.seed, self.epoch, self.step, self.epoch + 1, recipe.augmentation)
+        images, labels = next(iter(self.data.batches(*at)))
+        path = self.folder.path / "non_finite_batch.npz"
+        np.savez(path, images=images, labels=labels)
+        raise NonFiniteLoss(
+            f"the loss became {self.model.means['loss'].result():g} in epoch {self.epoch}, step {self.step}; the batch "
+            f"is in {path}. Lower --learning-rate or --lam; the checkpoints before it are whole."
+        )
+
+
+def load_training(recipe: Recipe, environment: Environment):
+    """Loads the training split as the recipe wants it: limited, and with noisy labels if it says so."""
+    data = environment.load(recipe, "train").limited(recipe.train_images)
+    if recipe.label_noise:
+        if not hasattr(data, "with_labels"):
+            raise ValueError(f"label_noise needs a data set held in memory, got {recipe.data!r}, which is streamed.")
+        data = data.with_labels(pair_flip(data.labels, len(data.class_names), recipe.label_noise, recipe.seed))
+    return data
+
+
+def build_trainer(recipe: Recipe, data) -> CertifiedTrainer:
+    """Builds and compiles the recipe's trainer; call it under the strategy's scope."""
+    trainer = CertifiedTrainer(build_classifier(recipe, data), recipe.objective(), seed=recipe.seed)
+    trainer.compile(optimizer=build_optimizer(recipe, data.steps_per_epoch(recipe.batch_size)))
+    trainer.optimizer.build(trainer.classifier.trainable_variables)
+    return trainer
+
+
+def strategy(devices: str = "auto") -> tf.distribute.Strategy:
+    """Returns the strategy for "auto" (all GPUs, or the CPU), "cpu", or a number of GPUs (or logical CPUs).
+
+    Raises:
+        ValueError: not one of these, or fewer devices than asked for.
+    """
+    gpus = [d.name.removeprefix("/device:") for d in tf.config.list_logical_devices("GPU")]
+    cpus = [d.name.removeprefix("/device:") for d in tf.config.list_logical_devices("CPU")]
+    if devices == "cpu" or (devices == "auto" and len(gpus) < 2):
+        return tf.distribute.OneDeviceStrategy(gpus[0] if gpus and devices == "auto" else cpus[0])
+    if devices == "auto":
+        return tf.distribute.MirroredStrategy(gpus)
+    there = gpus or cpus
+    if not devices.isdigit() or not 1 <= int(devices) <= len(there):
+        raise ValueError(f"devices must be auto, cpu, or a number from 1 to {len(there)}, got {devices!r}.")
+    return tf.distribute.MirroredStrategy(there[: int(devices)])
+
+
+def check_batch(recipe: Recipe, replicas: int) -> None:
+    """Refuses a batch that the replicas can't share equally."""
+    if recipe.batch_size % replicas:
+        raise ValueError(f"batch_size must be divisible by the {replicas} devices, got {recipe.batch_size}.")
+
+
+def train(recipe: Recipe, folder: RunFolder, environment=Environment(), title: str = "train"):
+    """Trains the recipe's classifier in its folder and returns it; resumes, or returns the one that is done.
+
+    Args:
+        recipe: what to train. folder: claimed for the recipe. environment: where and how. title: of the progress bar.
+
+    Raises:
+        Interrupted: a stop was asked for; everything is saved. NonFiniteLoss. OSError: the disk is full.
+    """
+    if folder.classifier_file.exists():
+        return keras.models.load_model(folder.classifier_file, compile=False)
+    data = load_training(recipe, environment)
+    validation = environment.load(recipe, "validation").head(max(1, min(5_000, len(data) // 8)))
+    check_labels(validation.labels, len(data.class_names))
+    steps = data.steps_per_epoch(recipe.batch_size)
+    devices = strategy(environment.devices)
+    check_batch(recipe, devices.num_replicas_in_sync)
+    with devices.scope():
+        trainer = build_trainer(recipe, data)
+    checkpoints = CheckpointFolder(folder.checkpoints, recipe.digest())
+    epoch, step = checkpoints.restore(trainer) or (0, 0)
+    folder.keep_history(epoch)
+    watch = _Watch(recipe, folder, data, steps, epoch, step, title)
+    saver = Checkpointing(checkpoints, steps, step, environment.minutes, environment.stop)
+    board = keras.callbacks.TensorBoard(folder.path / "tensorboard", write_graph=False)
+    held_out = tf.data.Dataset.from_tensor_slices((validation.floats(), validation.labels)).batch(recipe.batch_size)
+    try:
+        while epoch < recipe.epochs:
+            # An epoch interrupted in its middle is finished by a `fit` of its own.
+            last = epoch + 1 if step else recipe.epochs
+            trainer.fit(
+                data.batches(recipe.batch_size, recipe.seed, epoch, step, recipe.epochs, recipe.augmentation),
+                initial_epoch=epoch,
+                epochs=last,
+                steps_per_epoch=steps - step,
+                validation_data=held_out,
+                callbacks=[watch, saver, board],
+                verbose=0,
+                shuffle=False,
+            )
+            if saver.stopped:
+                raise Interrupted
+            epoch, step = last, 0
+    finally:
+        watch.bar.close()
+    write_aside(folder.classifier_file, trainer.classifier.save)
+    return trainer.classifier
