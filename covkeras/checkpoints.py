@@ -88,8 +88,9 @@ class CheckpointFolder:
 
 
 def _state(trainer) -> list:
-    """Every variable that a step reads and changes: weights, moving averages, random states, optimizer."""
-    seen, unique = set(), []
+    """Every variable that a step reads and changes: weights, moving averages, random states, optimizer. Not the
+    metrics, which every epoch begins anew (and which several workers could only read together)."""
+    seen, unique = {id(v) for metric in trainer.metrics for v in metric.variables}, []
     for variable in [*trainer.variables, *trainer.optimizer.variables]:
         if id(variable) not in seen:
             seen.add(id(variable))

@@ -36,6 +36,22 @@ def build_optimizer(recipe: Recipe, steps: int) -> keras.optimizers.Optimizer:
     return optimizer
 
 
+class _CleanTest(keras.callbacks.Callback):
+    """Adds the plain classifier's accuracy on the clean test images to the logs: what noisy labels are judged by."""
+
+    def __init__(self, test):
+        super().__init__()
+        self.test = test
+
+    def on_epoch_end(self, epoch, logs=None):
+        batches = (slice(i, i + 500) for i in range(0, len(self.test), 500))
+        hits = [
+            self.model.classifier.predict_on_batch(self.test.floats(b)).argmax(1) == self.test.labels[b]
+            for b in batches
+        ]
+        logs["clean_test_accuracy"] = float(np.concatenate(hits).mean())
+
+
 class NonFiniteLoss(RuntimeError):
     """Training met a loss that is not finite."""
 
@@ -61,7 +77,7 @@ class _Watch(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         logs["learning_rate"] = float(self.model.optimizer.learning_rate)
-        logs["lam"] = float(self.model.lam)
+        logs["lam"] = self.model.current_lam
         self.folder.append_history({"epoch": epoch, **{k: f"{v:.6g}" for k, v in logs.items()}})
         self.epoch, self.step = epoch + 1, 0
 
@@ -143,6 +159,7 @@ def train(recipe: Recipe, folder: RunFolder, environment=Environment(), title: s
     folder.keep_history(epoch)
     watch = _Watch(recipe, folder, data, steps, epoch, step, title)
     saver = Checkpointing(checkpoints, steps, step, environment.minutes, environment.stop)
+    judge = [_CleanTest(environment.load(recipe, "test").head(10_000))] if recipe.label_noise else []
     board = keras.callbacks.TensorBoard(folder.path / "tensorboard", write_graph=False)
     held_out = tf.data.Dataset.from_tensor_slices((validation.floats(), validation.labels)).batch(recipe.batch_size)
     try:
@@ -155,7 +172,7 @@ def train(recipe: Recipe, folder: RunFolder, environment=Environment(), title: s
                 epochs=last,
                 steps_per_epoch=steps - step,
                 validation_data=held_out,
-                callbacks=[watch, saver, board],
+                callbacks=[*judge, watch, saver, board],
                 verbose=0,
                 shuffle=False,
             )

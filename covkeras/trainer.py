@@ -94,6 +94,12 @@ class CertifiedTrainer(keras.Model):
         return self._update(terms, self._loss(terms), labels)
 
     @property
+    def current_lam(self) -> float:
+        """The weight of the robustness loss now: 0 before the objective's `switch_epoch`."""
+        # A mirrored variable has numpy, and no float.
+        return float(self.lam.value.numpy())
+
+    @property
     def metrics(self):
         return list(self.means.values())
 

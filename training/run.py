@@ -8,7 +8,7 @@ from covkeras import startup
 
 startup.quiet_tensorflow()
 
-from covkeras import cli, diagnostics, fitting, jobs, moments, report  # noqa: E402
+from covkeras import cli, diagnostics, distributed, fitting, jobs, moments, report  # noqa: E402
 from covkeras.runs import RunFolder  # noqa: E402
 
 EXAMPLES = """examples:
@@ -35,6 +35,8 @@ def parse(arguments=None) -> argparse.Namespace:
 
 
 def work(recipe, folder: RunFolder, environment: jobs.Environment) -> None:
+    # A cluster must be joined before anything else asks for devices.
+    strategy = distributed.connect() if distributed.cluster()[1] > 1 else None
     folder.check(recipe)
     runs = {recipe.method: (recipe, folder)}
     if recipe.reference not in ("none", recipe.method):
@@ -49,20 +51,35 @@ def work(recipe, folder: RunFolder, environment: jobs.Environment) -> None:
         environment.load(recipe, "test").head(recipe.certify_images),
     )
     data.steps_per_epoch(recipe.batch_size)
-    fitting.check_batch(recipe, fitting.strategy(environment.devices).num_replicas_in_sync)
-    folder.claim(recipe)
-    results, histories = [], {}
+    replicas = (strategy or fitting.strategy(environment.devices)).num_replicas_in_sync
+    fitting.check_batch(recipe, replicas)
+    classifiers = {}
     for name, (one, place) in runs.items():
         place.claim(one)
-        classifier = fitting.train(one, place, environment, title=f"train {name}")
-        _, labels, certificates = jobs.certify(one, place, classifier, environment, title=f"certify {name}")
-        network = moments.MomentNetwork(classifier, one.sigma, one.r_max)
-        fidelity = diagnostics.fidelity(network, test.floats(), certificates, data.head(64).floats())
+        classifiers[name] = train(one, place, environment, strategy, f"train {name}")
+    if distributed.cluster()[0] > 0:
+        return  # the first worker certifies and reports
+    results, histories = [], {}
+    for name, (one, place) in runs.items():
+        _, labels, certificates = jobs.certify(one, place, classifiers[name], environment, title=f"certify {name}")
+        fidelity = estimates(one, classifiers[name], test, certificates, data.head(64))
         results.append(report.Result(name, labels, certificates, fidelity))
         histories[name] = place.history()
     title = f"{recipe.name}: {' and '.join(runs)}"
     print(report.write_report(folder.report, results, recipe, histories, title))
     print(f"\nreport: {folder.report / 'index.html'}")
+
+
+def train(recipe, folder, environment, strategy, title):
+    if strategy is None:
+        return fitting.train(recipe, folder, environment, title)
+    return distributed.train_across_workers(recipe, folder, strategy, environment, title)
+
+
+def estimates(recipe, classifier, test, certificates, calibration):
+    """The propagated radii beside the certified ones."""
+    network = moments.MomentNetwork(classifier, recipe.sigma, recipe.r_max)
+    return diagnostics.fidelity(network, test.floats(), certificates, calibration.floats())
 
 
 def main(arguments=None) -> int:
