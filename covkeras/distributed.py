@@ -93,10 +93,11 @@ def train_across_workers(
                 bar.update()
                 # Stopping between collectives of the same step would leave the others waiting for ever.
             # Reading a metric sums it over the workers, so every worker must.
-            loss = float(trainer.means["loss"].result())
+            logs = {name: float(metric.result()) for name, metric in trainer.means.items()}
+            logs |= {"learning_rate": trainer.current_learning_rate, "lam": trainer.current_lam}
             if index == 0:
                 folder.keep_history(now)
-                folder.append_history({"epoch": now, "loss": f"{loss:.6g}", "lam": f"{trainer.current_lam:g}"})
+                folder.append_history({"epoch": now, **{k: f"{v:.6g}" for k, v in logs.items()}})
                 checkpoints.save(trainer, now + 1, 0)
             if _any(strategy, environment.stop()):
                 raise Interrupted

@@ -76,7 +76,7 @@ class _Watch(keras.callbacks.Callback):
         self.step += 1
 
     def on_epoch_end(self, epoch, logs=None):
-        logs["learning_rate"] = float(self.model.optimizer.learning_rate)
+        logs["learning_rate"] = self.model.current_learning_rate
         logs["lam"] = self.model.current_lam
         self.folder.append_history({"epoch": epoch, **{k: f"{v:.6g}" for k, v in logs.items()}})
         self.epoch, self.step = epoch + 1, 0

@@ -20,6 +20,11 @@ def fused_rectify(gaussian: Gaussian, slope: float = 0.0) -> Gaussian:
     return rectify(gaussian, slope, _COMPILED)
 
 
+def _number(variable) -> float:
+    """A scalar variable's or tensor's value. A mirrored variable has `numpy`, and no `float`."""
+    return float(getattr(variable, "value", variable).numpy())
+
+
 class CertifiedTrainer(keras.Model):
     """Trains a classifier on an objective: `compile`, `fit`, `evaluate` and callbacks as for any Keras model.
 
@@ -96,8 +101,12 @@ class CertifiedTrainer(keras.Model):
     @property
     def current_lam(self) -> float:
         """The weight of the robustness loss now: 0 before the objective's `switch_epoch`."""
-        # A mirrored variable has numpy, and no float.
-        return float(self.lam.value.numpy())
+        return _number(self.lam)
+
+    @property
+    def current_learning_rate(self) -> float:
+        """The optimizer's learning rate at its next step."""
+        return _number(self.optimizer.learning_rate)
 
     @property
     def metrics(self):

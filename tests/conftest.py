@@ -1,6 +1,7 @@
 """Shared by all tests: two logical CPU devices, fixed seeds, and what sampling tests need."""
 
 import os
+from pathlib import Path
 
 # Keras looks at the environment when it is imported; a test must not depend on the caller's.
 os.environ["KERAS_BACKEND"] = "tensorflow"
@@ -14,6 +15,18 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
 from covkeras import datasets  # noqa: E402
+
+# Prepared TFDS folders for the tests marked real_data: named by the environment, or beside the checkout.
+_BESIDE = Path(__file__).parents[2] / "shared" / "tfds"
+DATA_DIR = os.environ.get("COVKERAS_DATA_DIR") or (str(_BESIDE) if _BESIDE.is_dir() else None)
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leaves the tests on real data out where there is none."""
+    if DATA_DIR is None:
+        there = [item for item in items if not item.get_closest_marker("real_data")]
+        config.hook.pytest_deselected(items=[i for i in items if i not in there])
+        items[:] = there
 
 
 @pytest.fixture(autouse=True)
