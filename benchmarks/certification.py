@@ -6,7 +6,8 @@
 Both sides run in turn in one process; a figure is the median of the rates' ratio within a round. 1 means that drawing
 the noise, counting the votes and looping cost nothing. Measured on two cores with AVX-512, by the first command:
 
-    FIGURES
+    LeNet 28 x 28, batch 512             0.93 (0.90 to 0.94)
+    PreActResNet-18 32 x 32, batch 512   1.00 (0.97 to 1.01)
 """
 
 import argparse

@@ -23,6 +23,8 @@ def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
         "--recipe", default="digits", metavar="NAME", help=f"{names}, or a .json file (default: digits)"
     )
     parser.add_argument("--smoke", action="store_true", help="scale the recipe to minutes; its figures mean nothing")
+    show = "print the recipe as JSON, and what differs from the named one, then stop"
+    parser.add_argument("--show", action="store_true", help=show)
     group = parser.add_argument_group("recipe fields (default: the recipe's)")
     for field in dataclasses.fields(Recipe):
         if field.name in ("name", "source"):
@@ -60,6 +62,13 @@ def recipe_from(arguments: argparse.Namespace) -> Recipe:
         f.name: getattr(arguments, f.name, None) for f in dataclasses.fields(Recipe) if f.name not in ("name", "source")
     }
     return recipe.replace(**{k: v for k, v in given.items() if v is not None})
+
+
+def show(arguments: argparse.Namespace, recipe: Recipe) -> None:
+    """Prints the recipe as a file that --recipe takes, and to stderr its differences from the named one."""
+    print(recipe.to_json(), end="")
+    for name, (value, named) in recipe.diff(recipes.find(arguments.recipe)).items():
+        print(f"{name}: {value!r}, in {arguments.recipe} {named!r}", file=sys.stderr)
 
 
 def run(program: Callable[[Interrupts], None], resume: str = "") -> int:

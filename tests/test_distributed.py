@@ -87,6 +87,16 @@ def test_an_unusable_tf_config_is_refused_with_an_example(text, monkeypatch):
         distributed.cluster()
 
 
+def test_slurms_variables_become_tf_config(tmp_path):
+    fake = tmp_path / "scontrol"
+    fake.write_text('#!/bin/sh\ntest "$3" = "node[1-2]" && printf "node1\\nnode2\\n"\n')
+    fake.chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_PROCID": "1"}
+    command = [str(ROOT / "training" / "slurm.sh"), "printenv", "TF_CONFIG"]
+    config = json.loads(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
+    assert config == {"cluster": {"worker": ["node1:12345", "node2:12345"]}, "task": {"type": "worker", "index": 1}}
+
+
 def test_without_tf_config_there_is_one_worker(monkeypatch):
     monkeypatch.delenv("TF_CONFIG", raising=False)
     assert distributed.cluster() == (0, 1)

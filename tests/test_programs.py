@@ -72,6 +72,26 @@ def test_ctrl_c_saves_and_says_how_to_resume(tmp_path):
     assert "Traceback" not in errors and not (folder / "reference" / "classifier.keras").exists()
 
 
+def test_a_recipe_is_shown_saved_and_taken_back(tmp_path):
+    shown = run("--recipe", "mnist", "--lam", "2", "--show")
+    (tmp_path / "my.json").write_text(shown.stdout)
+    assert shown.stderr.splitlines() == ["lam: 2.0, in mnist 4.0"]
+    again = run("--recipe", tmp_path / "my.json", "--show")
+    assert again.stdout == shown.stdout and not again.stderr
+
+
+def test_noisy_labels_are_compared_on_clean_ones(tmp_path):
+    command = [sys.executable, str(ROOT / "training" / "noisy_labels.py"), *QUICK[:5], "--run-dir", str(tmp_path)]
+    done = subprocess.run([*command, "--label-noise", "0.2"], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    methods = ["cross_entropy", "truncated_lq", "gaussian_augmentation", "covariance_radius", "covariance_radius+drop"]
+    assert [line.split()[0] for line in lines] == ["method", *methods]
+    assert all(line.split()[3] == "2" for line in lines[1:])
+    recipe = json.loads((tmp_path / "covariance_radius+drop" / "recipe.json").read_text())
+    assert recipe["drop_share"] == 0.1 and recipe["label_noise"] == 0.2
+
+
 def test_help_is_complete_and_has_examples():
     import dataclasses
 

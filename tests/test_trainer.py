@@ -59,6 +59,17 @@ def test_training_learns(name, policy, digits):
     assert set(metrics) == (expected if "gauss" in name else expected | {"robustness_loss", "propagated_radius"})
 
 
+def test_loss_scaling_under_mixed_float16(digits):
+    """The scaled gradients are unscaled again, and the step number, which the noise depends on, advances."""
+    from covkeras import fitting, recipes
+
+    recipe = recipes.find("digits").replace(precision="mixed_float16", learning_rate=0.02, switch_epoch=0, lam=0.5)
+    trainer = fitting.build_trainer(recipe, digits)
+    history = trainer.fit(digits.batches(64), epochs=3, steps_per_epoch=8, verbose=0, shuffle=False).history
+    assert int(trainer.optimizer.iterations) == 24
+    assert history["classification_loss"][-1] < history["classification_loss"][0]
+
+
 def test_reported_losses_are_those_of_the_objective(digits):
     images, labels = digits.floats(slice(24)), digits.labels[:24]
     classifier = small_classifier(classes=10)

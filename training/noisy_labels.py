@@ -53,6 +53,8 @@ def main(arguments=None) -> int:
     def program(stop):
         recipe = cli.recipe_from(flags).replace(reference="none")
         recipe = recipe if recipe.label_noise else recipe.replace(label_noise=0.45)
+        if flags.show:
+            return cli.show(flags, recipe)
         folder = Path(flags.run_dir or f"runs/noisy-{recipe.name}")
         environment = cli.environment_from(flags, stop)
         fitting.load_training(recipe, environment)

@@ -87,6 +87,8 @@ def main(arguments=None) -> int:
 
     def program(stop):
         recipe = cli.recipe_from(flags)
+        if flags.show:
+            return cli.show(flags, recipe)
         folder = RunFolder(flags.run_dir or Path("runs") / recipe.name)
         work(recipe, folder, cli.environment_from(flags, stop))
 
