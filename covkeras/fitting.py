@@ -148,7 +148,9 @@ def train(recipe: Recipe, folder: RunFolder, environment=Environment(), title: s
         return keras.models.load_model(folder.classifier_file, compile=False)
     data = load_training(recipe, environment)
     validation = environment.load(recipe, "validation").head(max(1, min(5_000, len(data) // 8)))
-    check_labels(validation.labels, len(data.class_names))
+    for part in (data, validation):
+        # A stream's labels are checked batch by batch, in the training step.
+        check_labels(getattr(part, "labels", np.zeros(0, np.int64)), len(data.class_names))
     steps = data.steps_per_epoch(recipe.batch_size)
     devices = strategy(environment.devices)
     check_batch(recipe, devices.num_replicas_in_sync)

@@ -20,6 +20,7 @@ from covkeras.certification.smoothing import SmoothedClassifier
 from covkeras.interrupts import Interrupted
 from covkeras.recipes import Recipe
 from covkeras.runs import RunFolder
+from covkeras.validation import check_fits, check_labels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,9 +54,12 @@ def certify(recipe: Recipe, folder: RunFolder, classifier, environment=Environme
         (indices, labels, Certificates) of all certified images, in the order of the test set.
 
     Raises:
+        ValueError: the classifier has another head, or takes other images, than the data set.
         Interrupted: a stop was asked for; every finished image is in the file.
     """
     data = environment.load(recipe, "test").head(recipe.certify_images)
+    check_fits(classifier, recipe.data, data.image_shape, len(data.class_names))
+    check_labels(data.labels, len(data.class_names))
     smoothed = SmoothedClassifier(classifier, recipe.sigma, recipe.certify_batch or None)
     with CertificateFile(folder.certificates_file) as file:
         todo = np.array([i for i in range(len(data)) if i not in file.done], np.int64)

@@ -128,6 +128,21 @@ def check_classifier(classifier) -> None:
         )
 
 
+def check_fits(classifier, data_name: str, image_shape, classes: int) -> None:
+    """Refuses a classifier for a data set with other images or another number of classes than its own."""
+    takes, outputs = tuple(classifier.inputs[0].shape[1:]), classifier.outputs[0].shape[-1]
+    if outputs != classes:
+        raise ValueError(
+            f"classifier must have an output for each of {data_name}'s {classes} classes, got {outputs} outputs. Name the "
+            "data set it was trained on, or give it another head."
+        )
+    if len(takes) != len(image_shape) or any(t not in (None, s) for t, s in zip(takes, image_shape, strict=True)):
+        raise ValueError(
+            f"classifier takes images of shape {takes}, {data_name} has {tuple(image_shape)}. Name the data set it was "
+            "trained on, or resize the images with image_size."
+        )
+
+
 def ends_in_probabilities(classifier) -> str | None:
     """Returns the name of the softmax or sigmoid layer a model ends in, or None."""
     last = classifier.outputs[0]._keras_history.operation

@@ -194,6 +194,15 @@ def test_folders_of_others_are_refused_before_anything_is_written(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "photos", "run"]
 
 
+def test_a_classifier_with_another_head_is_refused(tmp_path):
+    folder = RunFolder(tmp_path)
+    with pytest.raises(ValueError, match="an output for each of digits's 10 classes, got 3 outputs"):
+        jobs.certify(SMALL, folder, small_classifier(classes=3))
+    with pytest.raises(ValueError, match=r"takes images of shape \(9, 9, 1\), digits has \(8, 8, 1\)"):
+        jobs.certify(SMALL, folder, small_classifier((9, 9, 1), classes=10))
+    assert not folder.certificates_file.exists()
+
+
 def test_history_is_cut_back_on_resume(tmp_path):
     folder = RunFolder(tmp_path)
     for epoch in range(4):
