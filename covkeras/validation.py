@@ -133,8 +133,8 @@ def check_fits(classifier, data_name: str, image_shape, classes: int) -> None:
     takes, outputs = tuple(classifier.inputs[0].shape[1:]), classifier.outputs[0].shape[-1]
     if outputs != classes:
         raise ValueError(
-            f"classifier must have an output for each of {data_name}'s {classes} classes, got {outputs} outputs. Name the "
-            "data set it was trained on, or give it another head."
+            f"classifier must have an output for each of {data_name}'s {classes} classes, got {outputs} outputs. Name "
+            "the data set it was trained on, or give it another head."
         )
     if len(takes) != len(image_shape) or any(t not in (None, s) for t, s in zip(takes, image_shape, strict=True)):
         raise ValueError(

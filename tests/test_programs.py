@@ -114,3 +114,39 @@ def test_import_is_quick_and_light():
     program = f"import covkeras, sys\nfor name in covkeras.__all__: getattr(covkeras, name)\n{heavy}"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+PEER = """idx\tlabel\tpredict\tradius\tcorrect\ttime
+0\t3\t3\t0.5\t1\t0:00:12.5
+1\t8\t-1\t0.0\t0\t0:00:12.5
+2\t8\t8\t0.3\t1\t0:00:12.5
+3\t0\t6\t0.9\t0\t0:00:12.5
+"""
+
+
+def test_report_reads_cohens_logs(tmp_path):
+    (tmp_path / "peer.tsv").write_text(PEER)
+    command = [sys.executable, str(ROOT / "training" / "report.py"), str(tmp_path / "peer.tsv")]
+    done = subprocess.run([*command, "--out", str(tmp_path / "out")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    # ACR (0.5 + 0.3) / 4; accuracy 2/4 at 0 and 0.25, 1/4 at 0.5; one of four abstained.
+    assert done.stdout.splitlines()[1].split()[:5] == ["peer", "0.2000", "0.500", "0.500", "0.250"]
+    assert (tmp_path / "out" / "index.html").exists()
+    (tmp_path / "peer.tsv").write_text("nothing")
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and "not a certification log" in done.stderr
+
+
+@pytest.mark.real_data
+def test_published_logs_give_the_published_figures():
+    """The ACR of Cohen's CIFAR-10 and ImageNet logs, to four digits."""
+    from conftest import DATA_DIR
+
+    logs = Path(DATA_DIR).parent / "peer_logs"
+    sigmas = ("0.25", "0.50", "1.00")
+    files = [logs / f"locuslab_{d}_sigma_{s}.tsv" for d in ("cifar10_resnet110", "imagenet_resnet50") for s in sigmas]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "training" / "report.py"), *files], capture_output=True, text=True
+    )
+    acr = [float(line.split()[1]) for line in done.stdout.splitlines()[1:]]
+    assert acr == pytest.approx([0.4289, 0.5375, 0.5417, 0.4765, 0.7325, 0.8752], abs=6e-5)

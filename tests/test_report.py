@@ -18,7 +18,7 @@ def result(name="ours", radii=(0.6, 0.3, 0.0)):
 def test_tables_by_hand():
     rows = report.accuracy_table([result()])
     assert rows[0] == ["method", "ACR", "acc at 0", "acc at 0.25", "acc at 0.5", "abstained", "images"]
-    assert rows[1] == ["ours", "0.300", "0.667", "0.667", "0.333", "0.333", "3"]
+    assert rows[1] == ["ours", "0.3000", "0.667", "0.667", "0.333", "0.333", "3"]
     assert report.plain(rows).splitlines()[1].split() == rows[1]
     assert report.markdown(rows).splitlines()[1] == "|---|---:|---:|---:|---:|---:|---:|"
 

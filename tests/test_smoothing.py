@@ -149,7 +149,7 @@ def test_bad_images_are_refused(message):
     [
         ({"alpha": 0}, r"alpha must be a number in \(0, 1\), got 0"),
         ({"alpha": 1.0}, "alpha must be"),
-        ({"n": 0}, "n must be a whole number >= 1, got 0"),
+        ({"n": 0}, "n must be a whole number from 1 to 10000000, got 0"),
         ({"n": 10.5}, "n must be a whole number"),
         ({"n0": 0}, "n0 must be a whole number"),
         ({"seed": -1}, "seed must be a whole number"),

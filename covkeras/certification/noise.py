@@ -6,7 +6,7 @@ from covkeras.validation import check_count
 
 _PHILOX = 1
 # Phases draw from disjoint parts of an image's stream.
-SELECTION, ESTIMATION, PREDICTION = 0, 1, 2
+SELECTION, ESTIMATION, PREDICTION, SEQUENTIAL = 0, 1, 2, 3
 _PHASES = 4
 
 

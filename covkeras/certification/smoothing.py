@@ -11,8 +11,9 @@ import tensorflow as tf
 
 from covkeras.certification.certificates import Certificates, Predictions
 from covkeras.certification.confidence import MAX_TRIALS, certified_radius, clopper_pearson_lower
+from covkeras.certification.deciding import BLOCK, RadiusDecisions, certify_at
 from covkeras.certification.noise import ESTIMATION, PREDICTION, SELECTION, GaussianNoise, check_seed
-from covkeras.validation import check_alpha, check_classifier, check_count, check_images, check_sigma
+from covkeras.validation import check_alpha, check_between, check_classifier, check_count, check_images, check_sigma
 
 ABSTAIN = -1
 
@@ -120,6 +121,50 @@ class SmoothedClassifier:
         # p_lower <= 1/2 abstains. So does a radius of 0: it claims nothing.
         label = label if radius > 0 else ABSTAIN
         return Certificates.single(label, radius, p_lower, n0 + n, time.perf_counter() - start)
+
+    def certify_at(
+        self,
+        images,
+        radius: float,
+        alpha: float = 0.001,
+        max_n: int = 100_000,
+        n0: int = 100,
+        seed: int = 0,
+        indices=None,
+        bets=None,
+        progress: Callable[[int, bool], None] | None = None,
+    ) -> RadiusDecisions:
+        """Decides for each image whether `radius` is certified, stopping as soon as that is clear either way.
+
+        The class is chosen on n0 samples of their own; then a betting test of p > Phi(radius / sigma) runs on others,
+        valid at every stopping time (`sequential`), and a second one stops hopeless images.
+
+        Args:
+            images: (batch, height, width, channels), floats in [0, 1].
+            radius: in [0, 1] pixel units, >= 0. alpha: the probability that a "certified" is wrong.
+            max_n: samples per image at most; an image undecided by then is not certified.
+            n0, seed, indices: as for `certify`.
+            bets: (batch, 2), the (a, b) of each image's bets, fixed before any sample is seen; valid whatever they
+                are, and shorter where they guess p = a / (a + b) well. By default (1/2, 1/2).
+            progress: called with (position, certified) as each image is decided.
+
+        Returns:
+            RadiusDecisions, one entry per image.
+
+        Raises:
+            TypeError, ValueError: before any work, naming the argument.
+        """
+        check_between("radius", radius, 0, math.inf, closed="left")
+        check_alpha(alpha)
+        check_count("n0", n0)
+        check_count("max_n", max_n, BLOCK, 10**9)
+        seed = check_seed(seed)
+        images, indices = self._checked(images, indices)
+        if bets is not None:
+            bets = np.asarray(bets, np.float64)
+            if bets.shape != (len(images), 2) or not np.isfinite(bets).all() or (bets <= 0).any():
+                raise ValueError(f"bets must be {len(images)} pairs (a, b) above 0, one for each image, got {bets!r}.")
+        return certify_at(self, images, indices, radius, alpha, max_n, n0, seed, bets, progress)
 
     def votes(self, image, n: int, seed: int, index: int, phase: int) -> np.ndarray:
         """Counts the classes of n noisy copies of one image (height, width, channels) -> (classes,) int64.
