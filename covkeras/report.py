@@ -48,7 +48,7 @@ def accuracy_table(results: Sequence[Result]) -> list[list[str]]:
         acr = average_certified_radius(result.certificates, result.labels)
         abstained = (result.certificates.label == -1).mean()
         rows.append(
-            [result.name, f"{acr:.3f}", *[f"{a:.3f}" for a in accuracy], f"{abstained:.3f}", str(len(result.labels))]
+            [result.name, f"{acr:.4f}", *[f"{a:.3f}" for a in accuracy], f"{abstained:.3f}", str(len(result.labels))]
         )
     return rows
 

@@ -53,6 +53,7 @@ def work(recipe, folder: RunFolder, environment: jobs.Environment) -> None:
     data.steps_per_epoch(recipe.batch_size)
     replicas = (strategy or fitting.strategy(environment.devices)).num_replicas_in_sync
     fitting.check_batch(recipe, replicas)
+    folder.claim(recipe)
     classifiers = {}
     for name, (one, place) in runs.items():
         place.claim(one)
