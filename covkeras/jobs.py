@@ -61,25 +61,32 @@ def certify(recipe: Recipe, folder: RunFolder, classifier, environment=Environme
     check_fits(classifier, recipe.data, data.image_shape, len(data.class_names))
     check_labels(data.labels, len(data.class_names))
     smoothed = SmoothedClassifier(classifier, recipe.sigma, recipe.certify_batch or None)
+    settings = (recipe.certify_n0, recipe.certify_n, recipe.certify_alpha, recipe.seed)
     with CertificateFile(folder.certificates_file) as file:
-        todo = np.array([i for i in range(len(data)) if i not in file.done], np.int64)
-        work = smoothed.certify_each(
-            data.floats(todo), recipe.certify_n0, recipe.certify_n, recipe.certify_alpha, recipe.seed, todo
-        )
-        _, labels, done = read_certificates(folder.certificates_file)
-        parts, truth = [done], labels.tolist()
-        bar = progress_bar(total=len(data), initial=len(data) - len(todo), desc=title, unit="image")
-        with bar:
-            for index, certificate in zip(todo, work, strict=True):
-                file.append(int(index), int(data.labels[index]), certificate)
-                parts.append(certificate)
-                truth.append(int(data.labels[index]))
-                running = average_certified_radius(Certificates.concatenate(parts), truth)
-                bar.set_postfix({"ACR": f"{running:.3f}"}, refresh=False)
-                bar.update()
-                if environment.stop():
-                    raise Interrupted
+        certify_into(file, smoothed, data, np.arange(len(data)), settings, environment.stop, title)
     return sorted_certificates(folder.certificates_file)
+
+
+def certify_into(file: CertificateFile, smoothed, data, indices, settings, stop, title: str) -> None:
+    """Certifies the images of `indices` that are not in the file yet, appending each as it is done.
+
+    settings: (n0, n, alpha, seed). Raises Interrupted when `stop` says so; every finished image is in the file.
+    """
+    todo = np.array([i for i in indices if int(i) not in file.done], np.int64)
+    n0, n, alpha, seed = settings
+    work = smoothed.certify_each(data.floats(todo), n0, n, alpha, seed, todo)
+    _, labels, done = read_certificates(file.path)
+    parts, truth = [done], labels.tolist()
+    with progress_bar(total=len(indices), initial=len(indices) - len(todo), desc=title, unit="image") as bar:
+        for index, certificate in zip(todo, work, strict=True):
+            file.append(int(index), int(data.labels[index]), certificate)
+            parts.append(certificate)
+            truth.append(int(data.labels[index]))
+            running = average_certified_radius(Certificates.concatenate(parts), truth)
+            bar.set_postfix({"ACR": f"{running:.3f}"}, refresh=False)
+            bar.update()
+            if stop():
+                raise Interrupted
 
 
 def sorted_certificates(path: str | os.PathLike):

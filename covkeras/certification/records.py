@@ -1,0 +1,100 @@
+"""What made a certificate file: a sidecar beside it, so that files are resumed and merged only with their like."""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from covkeras.certification.certificates import CertificateFile, Certificates, read_certificates
+
+# Settings that may differ between shards that are merged: where they ran, not what they computed.
+_FREE = ("versions",)
+
+
+def classifier_digest(classifier) -> str:
+    """Returns 16 hexadecimal digits of the classifier's structure and weights."""
+    digest = hashlib.sha256(json.dumps(classifier.get_config(), sort_keys=True, default=str).encode())
+    for weight in classifier.get_weights():
+        digest.update(np.ascontiguousarray(weight).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def settings_of(smoothed, **settings) -> dict:
+    """Returns what made a certificate: the given settings, the smoothed classifier's, and the library versions."""
+    names = ("tensorflow", "keras", "numpy", "covkeras")
+    return {
+        **settings,
+        "classifier": classifier_digest(smoothed.classifier),
+        "sigma": smoothed.sigma,
+        "noise": smoothed.noise.name,
+        "batch_size": smoothed.batch_size,
+        "precision": smoothed.classifier.dtype_policy.name,
+        "versions": {name: importlib.metadata.version(name) for name in names},
+    }
+
+
+def sidecar(path: str | os.PathLike) -> Path:
+    """Returns where the settings of a certificate file are kept: beside it, .json."""
+    return Path(path).with_suffix(".json")
+
+
+def open_records(path: str | os.PathLike, settings: dict) -> CertificateFile:
+    """Opens a certificate file to append to; a new one gets its sidecar first.
+
+    Raises:
+        ValueError: the file was made with other settings, which are listed.
+    """
+    beside = sidecar(path)
+    if beside.exists():
+        differences = _differences(settings, json.loads(beside.read_text()))
+        if differences:
+            raise ValueError(f"{path} was made with other settings ({differences}). Choose another file.")
+    elif Path(path).exists():
+        raise ValueError(f"{path} has no {beside.name} that says what made it. Choose another file.")
+    else:
+        aside = beside.with_name(f".{os.getpid()}.{beside.name}")
+        aside.write_text(json.dumps(settings, indent=2) + "\n")
+        os.replace(aside, beside)
+    return CertificateFile(path)
+
+
+def merge(files: Sequence[str | os.PathLike], out: str | os.PathLike) -> int:
+    """Merges shards, given in any order, into one file sorted by index; returns its number of certificates.
+
+    Raises:
+        ValueError: shards overlap or were made with different settings, named; `out` exists.
+    """
+    if Path(out).exists():
+        raise ValueError(f"{out} exists. Delete it, or choose another name.")
+    rows, owner, first = [], {}, None
+    for file in files:
+        if not sidecar(file).exists():
+            raise ValueError(f"{file} has no {sidecar(file).name} that says what made it.")
+        settings = json.loads(sidecar(file).read_text())
+        first = first or (file, settings)
+        differences = _differences(settings, first[1])
+        if differences:
+            raise ValueError(f"{file} and {first[0]} were made with different settings ({differences}).")
+        for row in zip(*read_certificates(file)[:2], _each(read_certificates(file)[2]), strict=True):
+            if row[0] in owner:
+                raise ValueError(f"{file} and {owner[row[0]]} overlap: both certify image {row[0]}.")
+            owner[row[0]] = file
+            rows.append(row)
+    with open_records(out, first[1]) as merged:
+        for index, label, certificate in sorted(rows, key=lambda row: row[0]):
+            merged.append(int(index), int(label), certificate)
+    return len(rows)
+
+
+def _each(certificates: Certificates):
+    fields = (certificates.label, certificates.radius, certificates.p_lower, certificates.samples, certificates.seconds)
+    return [Certificates.single(*values) for values in zip(*fields, strict=True)]
+
+
+def _differences(here: dict, there: dict) -> str:
+    keys = sorted({*here, *there} - set(_FREE))
+    return "; ".join(f"{k}: {there.get(k)!r} there, {here.get(k)!r} here" for k in keys if here.get(k) != there.get(k))

@@ -1,0 +1,106 @@
+"""Certifies any Keras classifier file on any data set, image by image, and resumes by itself.
+
+Each finished image is one line on the disk. A sidecar FILE.json says what made the file: classifier, data set, sigma,
+n, alpha, seed, noise, precision, library versions; a file is resumed, and shards are merged, only with the same.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from covkeras import startup
+
+startup.quiet_tensorflow()
+
+import keras  # noqa: E402
+import numpy as np  # noqa: E402
+
+from covkeras import cli, datasets, jobs, report  # noqa: E402
+from covkeras.certification import SmoothedClassifier, read_certificates, records  # noqa: E402
+from covkeras.interrupts import Interrupted  # noqa: E402
+from covkeras.validation import check_count, check_fits, check_labels  # noqa: E402
+
+EXAMPLES = """examples:
+  python training/certify.py runs/digits/classifier.keras --data digits --sigma 0.25 --out digits.tsv
+  python training/certify.py mine.keras --data cifar10 --data-dir DIR --sigma 0.5 --skip 20 --n 100000 --out mine.tsv
+  python training/certify.py mine.keras --data mnist --data-dir DIR --sigma 0.5 --shard 3/8 --out shard3.tsv
+  python training/certify.py --merge whole.tsv shard*.tsv
+"""
+
+
+def parse(arguments=None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=cli.Formatter, allow_abbrev=False
+    )
+    parser.add_argument("files", nargs="+", metavar="FILE", help="the classifier (.keras); with --merge the shards")
+    parser.add_argument("--merge", metavar="OUT", help="merge shards into OUT instead of certifying")
+    parser.add_argument("--out", metavar="FILE", help="certificates, appended to (default: certificates.tsv)")
+    parser.add_argument("--data", default="digits", help="data set (default: digits)")
+    parser.add_argument("--data-dir", metavar="DIR", help="folder of prepared TFDS data sets (default: TFDS's own)")
+    parser.add_argument("--image-size", type=int, default=0, help="resize to so many pixels (default: as stored)")
+    parser.add_argument("--split", default="test", choices=datasets.SPLITS, help="default: test")
+    parser.add_argument("--sigma", type=float, help="noise level in [0, 1] pixel units")
+    parser.add_argument("--n0", type=int, default=100, help="samples to choose the class (default: 100)")
+    parser.add_argument("--n", type=int, default=100_000, help="samples to bound its probability (default: 100,000)")
+    parser.add_argument(
+        "--alpha", type=float, default=0.001, help="probability of a wrong certificate (default: 0.001)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
+    parser.add_argument("--batch", type=int, default=None, help="noisy copies per pass (default: by the image's size)")
+    parser.add_argument("--start", type=int, default=0, help="first image (default: 0)")
+    parser.add_argument("--max", type=int, default=None, help="stop before this image (default: the end)")
+    parser.add_argument("--skip", type=int, default=1, help="certify every so manieth image (default: 1)")
+    parser.add_argument(
+        "--shard", default="0/1", metavar="I/N", help="the I-th of N equal parts, from 0 (default: 0/1)"
+    )
+    return parser.parse_args(arguments)
+
+
+def chosen(flags, count: int) -> np.ndarray:
+    """The images' numbers in their data set."""
+    check_count("start", flags.start, 0)
+    check_count("skip", flags.skip)
+    part, _, parts = flags.shard.partition("/")
+    if not (part.isdigit() and parts.isdigit() and int(part) < int(parts)):
+        raise ValueError(f"shard must be I/N with 0 <= I < N, such as 0/8, got {flags.shard!r}.")
+    end = count if flags.max is None else min(check_count("max", flags.max), count)
+    return np.arange(flags.start, end, flags.skip)[int(part) :: int(parts)]
+
+
+def certify(flags, stop) -> None:
+    if len(flags.files) != 1 or flags.sigma is None:
+        raise ValueError("give one classifier file and --sigma, or --merge OUT and the shards.")
+    classifier = keras.models.load_model(flags.files[0], compile=False)
+    smoothed = SmoothedClassifier(classifier, flags.sigma, flags.batch)
+    data = datasets.load(flags.data, flags.split, flags.data_dir, flags.image_size)
+    data = data.head(min(flags.max or len(data), len(data)))
+    check_fits(classifier, flags.data, data.image_shape, len(data.class_names))
+    check_labels(data.labels, len(data.class_names))
+    indices = chosen(flags, len(data))
+    out = Path(flags.out or "certificates.tsv")
+    # Checks the other arguments, before the file is made.
+    smoothed.certify_each(data.floats(indices[:0]), flags.n0, flags.n, flags.alpha, flags.seed, indices[:0])
+    what = {name: getattr(flags, name) for name in ("data", "split", "image_size", "n0", "n", "alpha", "seed")}
+    with records.open_records(out, records.settings_of(smoothed, **what)) as file:
+        jobs.certify_into(file, smoothed, data, indices, (flags.n0, flags.n, flags.alpha, flags.seed), stop, "certify")
+    _, labels, certificates = read_certificates(out)
+    print(report.plain(report.accuracy_table([report.Result(out.stem, labels, certificates)])))
+
+
+def main(arguments=None) -> int:
+    flags = parse(arguments)
+
+    def program(stop):
+        if flags.merge:
+            count = records.merge(flags.files, flags.merge)
+            print(f"{flags.merge}: {count} certificates of {len(flags.files)} files")
+        else:
+            certify(flags, stop)
+        if stop():
+            raise Interrupted
+
+    return cli.run(program)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
