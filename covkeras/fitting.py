@@ -1,5 +1,7 @@
 """The training job: builds a recipe's classifier, trains it through `fit`, keeps its history and checkpoints."""
 
+import functools
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -122,11 +124,18 @@ def strategy(devices: str = "auto") -> tf.distribute.Strategy:
     if devices == "cpu" or (devices == "auto" and len(gpus) < 2):
         return tf.distribute.OneDeviceStrategy(gpus[0] if gpus and devices == "auto" else cpus[0])
     if devices == "auto":
-        return tf.distribute.MirroredStrategy(gpus)
+        return _mirrored(tuple(gpus))
     there = gpus or cpus
     if not devices.isdigit() or not 1 <= int(devices) <= len(there):
         raise ValueError(f"devices must be auto, cpu, or a number from 1 to {len(there)}, got {devices!r}.")
-    return tf.distribute.MirroredStrategy(there[: int(devices)])
+    return _mirrored(tuple(there[: int(devices)]))
+
+
+@functools.lru_cache
+def _mirrored(devices: tuple[str, ...]) -> tf.distribute.MirroredStrategy:
+    # One for the life of the process: a second one would number its collective operations from the start again, and
+    # TensorFlow would take them for those of the first, of other shapes.
+    return tf.distribute.MirroredStrategy(devices)
 
 
 def check_batch(recipe: Recipe, replicas: int) -> None:

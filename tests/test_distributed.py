@@ -55,13 +55,15 @@ def test_two_workers_equal_one_process(tmp_path):
     np.testing.assert_allclose(*losses, rtol=1e-4)
 
 
-def test_two_devices_of_one_machine_equal_one(tmp_path):
-    weights = []
+@pytest.mark.parametrize("method", ["gaussian_augmentation", "covariance_radius"])
+def test_two_devices_of_one_machine_equal_one(method, tmp_path):
+    """Both methods in one process, as the main program trains them."""
+    recipe, weights = RECIPE.replace(method=method), []
     for devices in ("cpu", "2"):
         folder = RunFolder(tmp_path / devices)
-        folder.claim(RECIPE)
-        weights.append(fitting.train(RECIPE, folder, jobs.Environment(devices=devices)).get_weights())
-        assert folder.history()[-1]["lam"] == "4"
+        folder.claim(recipe)
+        weights.append(fitting.train(recipe, folder, jobs.Environment(devices=devices)).get_weights())
+        assert folder.history()[-1]["lam"] == ("4" if method == "covariance_radius" else "0")
     for a, b in zip(*weights, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
 

@@ -4,7 +4,7 @@ import pytest
 import tensorflow as tf
 from conftest import small_classifier
 
-from covkeras import CertifiedTrainer, models, objectives
+from covkeras import CertifiedTrainer, fitting, models, objectives, recipes
 from covkeras.moments import Context, rectify
 from covkeras.trainer import fused_rectify
 
@@ -29,7 +29,7 @@ def trained(objective, images, labels, strategy=None, batch=16, epochs=2):
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_two_replicas_equal_one_device(name, digits):
     images, labels = digits.floats(slice(64)), digits.labels[:64]
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    strategy = fitting.strategy("2")
     assert strategy.num_replicas_in_sync == 2
     alone, history = trained(OBJECTIVES[name](), images, labels)
     together, mirrored = trained(OBJECTIVES[name](), images, labels, strategy)
@@ -61,8 +61,6 @@ def test_training_learns(name, policy, digits):
 
 def test_loss_scaling_under_mixed_float16(digits):
     """The scaled gradients are unscaled again, and the step number, which the noise depends on, advances."""
-    from covkeras import fitting, recipes
-
     recipe = recipes.find("digits").replace(precision="mixed_float16", learning_rate=0.02, switch_epoch=0, lam=0.5)
     trainer = fitting.build_trainer(recipe, digits)
     history = trainer.fit(digits.batches(64), epochs=3, steps_per_epoch=8, verbose=0, shuffle=False).history
