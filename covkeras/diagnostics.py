@@ -16,7 +16,8 @@ class Fidelity:
     """One sampling-free estimate against the certified radius.
 
     name: of the estimate. radius: (images,) the propagated radius, in [0, 1] pixel units. certified: (images,) the
-    certified radius. compared: (images,) bool, where both name the same class and the image was not abstained on.
+    certified radius. compared: (images,) bool, where both name the same class and the certified radius is one: not
+    abstained, and not the largest that the samples could give, where it is a bound that many images share.
     """
 
     name: str
@@ -51,6 +52,8 @@ def fidelity(network: MomentNetwork, images, certificates, calibration_images, b
         The paper's estimate, the adjoint with propagated gates, the adjoint with calibrated gates.
     """
     gates = calibrate_gates(network, calibration_images)
+    largest = certificates.radius == certificates.radius.max(initial=0.0)
+    capped = largest & (largest.sum() > 1)
     estimates = {
         f"paper (r_max {network.r_max:g})": lambda x: _paper(network, x),
         "adjoint, gates from the propagated covariance": lambda x: _adjoint(network, x, None),
@@ -60,7 +63,7 @@ def fidelity(network: MomentNetwork, images, certificates, calibration_images, b
     for name, estimate in estimates.items():
         parts = [estimate(images[i : i + batch_size]) for i in range(0, len(images), batch_size)]
         radius, label = (np.concatenate([ops.convert_to_numpy(p[j]) for p in parts]) for j in (0, 1))
-        compared = (certificates.radius > 0) & (label == certificates.label)
+        compared = (certificates.radius > 0) & ~capped & (label == certificates.label)
         results.append(Fidelity(name, radius, certificates.radius, compared))
     return results
 

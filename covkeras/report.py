@@ -200,7 +200,7 @@ _NOTES = (
     "average certified radius, 0 where wrong or abstained; it over-rewards easy images, so read it beside the curve. "
     "Certificates are by Monte Carlo; each is wrong with probability at most alpha.",
     "Propagated radii are estimates without samples, never certificates. The comparison leaves out images that were "
-    "abstained on or where the two name different classes; a radius that n samples cap is a tie.",
+    "abstained on, those where the two name different classes, and those whose certified radius is capped by n.",
 )
 
 

@@ -41,6 +41,18 @@ def test_fidelity_of_a_linear_network_is_one(rng):
         assert 0.99 < f.median_ratio < 1.15 and f.rank_correlation > 0.98
 
 
+def test_fidelity_leaves_out_capped_radii(rng):
+    network = MomentNetwork(small_classifier(), 0.5)
+    images = rng.random((6, 8, 8, 1)).astype("float32")
+    label = np.asarray(network(images).mean).argmax(1)
+    radii = [0.1, 0.7, 0.7, 0.2, 0.7, 0.3]
+    certificates = Certificates.concatenate(
+        Certificates.single(k, r, 0.9, 1, 0.0) for k, r in zip(label, radii, strict=True)
+    )
+    paper = fidelity(network, images, certificates, images)[0]
+    assert paper.compared.tolist() == [True, False, False, True, False, True]
+
+
 def test_report_folder_is_complete_and_the_page_stands_alone(tmp_path):
     histories = {"ours": [{"epoch": "0", "classification_loss": "1.5", "accuracy": "0.5"}]}
     text = report.write_report(tmp_path, [result(), result("<b>", (0.2, 0.1, 0.0))], recipes.find("digits"), histories)
