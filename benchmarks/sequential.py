@@ -7,7 +7,9 @@ the share certified and undecided at max_n, and the images on which a fixed-n ce
 otherwise. Both are valid at alpha; near the radius they may differ. Measured on the LeNet of README's MNIST run
 (Gaussian augmentation, sigma 0.5, mixed_bfloat16, 500 images, alpha 0.001, max_n 100,000; --fixed at n = 10,000):
 
-    FIGURES
+    radius  mean samples  median   95 %  certified  undecided  differ
+       0.5           467     164    388      0.968          1       1
+         1          2214     580   3015      0.882          4       4
 """
 
 import argparse
