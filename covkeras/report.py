@@ -83,9 +83,12 @@ def markdown(rows: list[list[str]]) -> str:
     return "\n".join([lines[0], rule, *lines[1:]])
 
 
-def _html_table(rows: list[list[str]]) -> str:
+def _html_table(rows: list[list[str]], numbers: bool = True) -> str:
+    """`numbers`: columns of numbers, told by their last row, go to the right."""
+    right = [numbers and _is_number(cell) for cell in rows[-1]]
+
     def line(row, tag):
-        cells = (f"<{tag}{' class=n' if _is_number(c) else ''}>{html.escape(c)}</{tag}>" for c in row)
+        cells = (f"<{tag}{' class=n' if r else ''}>{html.escape(c)}</{tag}>" for c, r in zip(row, right, strict=True))
         return "<tr>" + "".join(cells) + "</tr>"
 
     return "<table>" + line(rows[0], "th") + "".join(line(r, "td") for r in rows[1:]) + "</table>"
@@ -218,7 +221,7 @@ def _page(title, caption, tables, images, recipe) -> str:
         parts += ["<h2>Training</h2>", picture("training")]
     if recipe:
         rows = [["field", "value"], *[[k, str(v)] for k, v in dataclasses.asdict(recipe).items()]]
-        parts += ["<h2>Recipe</h2>", _html_table(rows)]
+        parts += ["<h2>Recipe</h2>", _html_table(rows, numbers=False)]
     style = (
         "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}"
         "img{max-width:100%}table{border-collapse:collapse;margin:1rem 0;font-size:.9rem;display:block;overflow-x:auto}"
