@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM ask for a stop at the next safe point; a second Ctrl-C stops at once."""
 
+import os
 import signal
 
 
@@ -30,8 +31,6 @@ class Interrupts:
             raise KeyboardInterrupt
         self.signal_number = number
         # Not print: its lock may be held by what was interrupted.
-        import os
-
         os.write(2, b"\nstopping at the next safe point (Ctrl-C again: at once)\n")
 
 

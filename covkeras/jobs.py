@@ -76,14 +76,12 @@ def certify_into(file: CertificateFile, smoothed, data, indices, settings, stop,
     n0, n, alpha, seed = settings
     work = smoothed.certify_each(data.floats(todo), n0, n, alpha, seed, todo)
     _, labels, done = read_certificates(file.path)
-    parts, truth = [done], labels.tolist()
+    total, count = (average_certified_radius(done, labels) * len(labels) if len(labels) else 0.0), len(labels)
     with progress_bar(total=len(indices), initial=len(indices) - len(todo), desc=title, unit="image") as bar:
         for index, certificate in zip(todo, work, strict=True):
             file.append(int(index), int(data.labels[index]), certificate)
-            parts.append(certificate)
-            truth.append(int(data.labels[index]))
-            running = average_certified_radius(Certificates.concatenate(parts), truth)
-            bar.set_postfix({"ACR": f"{running:.3f}"}, refresh=False)
+            total, count = total + average_certified_radius(certificate, data.labels[[index]]), count + 1
+            bar.set_postfix({"ACR": f"{total / count:.3f}"}, refresh=False)
             bar.update()
             if stop():
                 raise Interrupted
