@@ -111,7 +111,7 @@ class Checkpointing(keras.callbacks.Callback):
     """Saves at the end of every epoch and every `minutes`; stops cleanly, saved, once `stop` says so.
 
     Args:
-        folder: where. epoch, step: where this `fit` begins. steps: of a whole epoch. stop: () -> bool.
+        folder: where. steps: of a whole epoch. step: where in it this `fit` begins. stop: () -> bool.
     """
 
     def __init__(self, folder: CheckpointFolder, steps: int, step: int = 0, minutes: float = 10.0, stop=lambda: False):
