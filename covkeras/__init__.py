@@ -38,6 +38,7 @@ _NAMES = {
 _MODULES = (
     "certification",
     "datasets",
+    "devices",
     "diagnostics",
     "fitting",
     "jobs",

@@ -10,11 +10,12 @@ import keras
 import tensorflow as tf
 
 from covkeras.checkpoints import CheckpointFolder
+from covkeras.files import write_aside
 from covkeras.fitting import build_trainer, check_batch, load_training
 from covkeras.interrupts import Interrupted
 from covkeras.jobs import Environment, progress_bar
 from covkeras.recipes import Recipe
-from covkeras.runs import RunFolder, write_aside
+from covkeras.runs import RunFolder
 from covkeras.schedules import begin_epoch
 
 

@@ -1,17 +1,17 @@
 """The training job: builds a recipe's classifier, trains it through `fit`, keeps its history and checkpoints."""
 
-import functools
-
 import keras
 import numpy as np
 import tensorflow as tf
 
+from covkeras import devices
 from covkeras.checkpoints import CheckpointFolder, Checkpointing
+from covkeras.files import write_aside
 from covkeras.interrupts import Interrupted
 from covkeras.jobs import Environment, progress_bar
 from covkeras.labels import pair_flip
 from covkeras.recipes import MODELS, Recipe
-from covkeras.runs import RunFolder, write_aside
+from covkeras.runs import RunFolder
 from covkeras.trainer import CertifiedTrainer
 from covkeras.validation import check_labels
 
@@ -113,31 +113,6 @@ def build_trainer(recipe: Recipe, data) -> CertifiedTrainer:
     return trainer
 
 
-def strategy(devices: str = "auto") -> tf.distribute.Strategy:
-    """Returns the strategy for "auto" (all GPUs, or the CPU), "cpu", or a number of GPUs (or logical CPUs).
-
-    Raises:
-        ValueError: not one of these, or fewer devices than asked for.
-    """
-    gpus = [d.name.removeprefix("/device:") for d in tf.config.list_logical_devices("GPU")]
-    cpus = [d.name.removeprefix("/device:") for d in tf.config.list_logical_devices("CPU")]
-    if devices == "cpu" or (devices == "auto" and len(gpus) < 2):
-        return tf.distribute.OneDeviceStrategy(gpus[0] if gpus and devices == "auto" else cpus[0])
-    if devices == "auto":
-        return _mirrored(tuple(gpus))
-    there = gpus or cpus
-    if not devices.isdigit() or not 1 <= int(devices) <= len(there):
-        raise ValueError(f"devices must be auto, cpu, or a number from 1 to {len(there)}, got {devices!r}.")
-    return _mirrored(tuple(there[: int(devices)]))
-
-
-@functools.lru_cache
-def _mirrored(devices: tuple[str, ...]) -> tf.distribute.MirroredStrategy:
-    # One for the life of the process: a second one would number its collective operations from the start again, and
-    # TensorFlow would take them for those of the first, of other shapes.
-    return tf.distribute.MirroredStrategy(devices)
-
-
 def check_batch(recipe: Recipe, replicas: int) -> None:
     """Refuses a batch that the replicas can't share equally."""
     if recipe.batch_size % replicas:
@@ -161,9 +136,9 @@ def train(recipe: Recipe, folder: RunFolder, environment=Environment(), title: s
         # A stream's labels are checked batch by batch, in the training step.
         check_labels(getattr(part, "labels", np.zeros(0, np.int64)), len(data.class_names))
     steps = data.steps_per_epoch(recipe.batch_size)
-    devices = strategy(environment.devices)
-    check_batch(recipe, devices.num_replicas_in_sync)
-    with devices.scope():
+    strategy = devices.strategy(environment.devices)
+    check_batch(recipe, strategy.num_replicas_in_sync)
+    with strategy.scope():
         trainer = build_trainer(recipe, data)
     checkpoints = CheckpointFolder(folder.checkpoints, recipe.digest())
     epoch, step = checkpoints.restore(trainer) or (0, 0)

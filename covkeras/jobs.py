@@ -1,7 +1,6 @@
 """What a job needs besides its recipe; the certification job. Jobs resume where they stopped when called again."""
 
 import dataclasses
-import functools
 import os
 import sys
 from collections.abc import Callable
@@ -9,10 +8,10 @@ from collections.abc import Callable
 import numpy as np
 from tqdm import tqdm
 
-from covkeras import datasets
+from covkeras import datasets, devices
+from covkeras.certification import records
 from covkeras.certification.certificates import (
     CertificateFile,
-    Certificates,
     average_certified_radius,
     read_certificates,
 )
@@ -47,6 +46,20 @@ def progress_bar(**kwargs):
     return tqdm(file=sys.stderr, dynamic_ncols=live, mininterval=0.2 if live else 30.0, **kwargs)
 
 
+def smoothed(recipe: Recipe, classifier, environment=Environment()) -> SmoothedClassifier:
+    """Builds the recipe's smoothed classifier on the environment's devices."""
+    strategy = devices.strategy(environment.devices)
+    return SmoothedClassifier(
+        classifier,
+        recipe.sigma,
+        recipe.certify_batch or None,
+        recipe.certify_noise,
+        recipe.certify_shared_noise,
+        None if recipe.certify_precision == "own" else recipe.certify_precision,
+        strategy if strategy.num_replicas_in_sync > 1 else None,
+    )
+
+
 def certify(recipe: Recipe, folder: RunFolder, classifier, environment=Environment(), title: str = "certify"):
     """Certifies the recipe's test images, appending to certificates.tsv; images already there are not done again.
 
@@ -54,34 +67,47 @@ def certify(recipe: Recipe, folder: RunFolder, classifier, environment=Environme
         (indices, labels, Certificates) of all certified images, in the order of the test set.
 
     Raises:
-        ValueError: the classifier has another head, or takes other images, than the data set.
+        ValueError: the classifier has another head, or takes other images, than the data set; or certificates.tsv was
+            made with another classifier or other settings.
         Interrupted: a stop was asked for; every finished image is in the file.
     """
     data = environment.load(recipe, "test").head(recipe.certify_images)
     check_fits(classifier, recipe.data, data.image_shape, len(data.class_names))
     check_labels(data.labels, len(data.class_names))
-    smoothed = SmoothedClassifier(classifier, recipe.sigma, recipe.certify_batch or None)
-    settings = (recipe.certify_n0, recipe.certify_n, recipe.certify_alpha, recipe.seed)
-    with CertificateFile(folder.certificates_file) as file:
-        certify_into(file, smoothed, data, np.arange(len(data)), settings, environment.stop, title)
+    certifier = smoothed(recipe, classifier, environment)
+    n0, n, alpha, seed = recipe.certify_n0, recipe.certify_n, recipe.certify_alpha, recipe.seed
+    what = {"data": recipe.data, "split": "test", "n0": n0, "n": n, "alpha": alpha, "seed": seed}
+    with records.open_records(folder.certificates_file, records.settings_of(certifier, **what)) as file:
+        todo = undone(file, np.arange(len(data)))
+        work = enumerate(certifier.certify_each(data.floats(todo), n0, n, alpha, seed, todo))
+        append_each(file, work, data.labels, todo, environment.stop, title)
     return sorted_certificates(folder.certificates_file)
 
 
-def certify_into(file: CertificateFile, smoothed, data, indices, settings, stop, title: str) -> None:
-    """Certifies the images of `indices` that are not in the file yet, appending each as it is done.
+def undone(file: CertificateFile, indices: np.ndarray) -> np.ndarray:
+    """Returns those of the images that are not in the file yet."""
+    return np.array([i for i in indices if int(i) not in file.done], np.int64)
 
-    settings: (n0, n, alpha, seed). Raises Interrupted when `stop` says so; every finished image is in the file.
+
+def append_each(file: CertificateFile, work, labels, todo, stop, title: str, radius: float | None = None) -> None:
+    """Appends certificates as they are done, with progress: images per second, time left, the running ACR.
+
+    Args:
+        work: yields (position in `todo`, Certificates of length 1). labels: (images,) of the whole data set.
+        todo: (images left,) their numbers. radius: where it alone is decided; the share certified is shown then.
+
+    Raises:
+        Interrupted: `stop` says so; every finished image is in the file.
     """
-    todo = np.array([i for i in indices if int(i) not in file.done], np.int64)
-    n0, n, alpha, seed = settings
-    work = smoothed.certify_each(data.floats(todo), n0, n, alpha, seed, todo)
-    _, labels, done = read_certificates(file.path)
-    total, count = (average_certified_radius(done, labels) * len(labels) if len(labels) else 0.0), len(labels)
-    with progress_bar(total=len(indices), initial=len(indices) - len(todo), desc=title, unit="image") as bar:
-        for index, certificate in zip(todo, work, strict=True):
-            file.append(int(index), int(data.labels[index]), certificate)
-            total, count = total + average_certified_radius(certificate, data.labels[[index]]), count + 1
-            bar.set_postfix({"ACR": f"{total / count:.3f}"}, refresh=False)
+    _, known, done = read_certificates(file.path)
+    total, count = (average_certified_radius(done, known) * len(known) if len(known) else 0.0), len(known)
+    with progress_bar(total=count + len(todo), initial=count, desc=title, unit="image") as bar:
+        for position, certificate in work:
+            index = int(todo[position])
+            file.append(index, int(labels[index]), certificate)
+            total, count = total + average_certified_radius(certificate, labels[[index]]), count + 1
+            shown = {"certified": total / count / radius} if radius else {"ACR": total / count}
+            bar.set_postfix({name: f"{value:.3f}" for name, value in shown.items()}, refresh=False)
             bar.update()
             if stop():
                 raise Interrupted
@@ -91,6 +117,4 @@ def sorted_certificates(path: str | os.PathLike):
     """Reads (indices, labels, Certificates) in the order of the test set."""
     indices, labels, certificates = read_certificates(path)
     order = np.argsort(indices, kind="stable")
-    taken = functools.partial(np.take, indices=order)
-    fields = (certificates.label, certificates.radius, certificates.p_lower, certificates.samples, certificates.seconds)
-    return taken(indices), taken(labels), Certificates(*map(taken, fields))
+    return indices[order], labels[order], certificates.take(order)

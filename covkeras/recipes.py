@@ -8,8 +8,10 @@ import os
 from pathlib import Path
 
 from covkeras import models, objectives
+from covkeras.certification.noise import NOISES
+from covkeras.certification.voting import PRECISIONS as CERTIFIED_PRECISIONS
 from covkeras.datasets.augmentation import AUGMENTATIONS
-from covkeras.validation import check_between, check_count
+from covkeras.validation import check_between, check_choice, check_count
 
 MODELS = {"lenet": models.lenet, "preact_resnet18": models.preact_resnet18}
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
@@ -71,6 +73,11 @@ class Recipe:
     certify_n0: int = _count(100, "samples to choose the class")
     certify_n: int = _count(10_000, "samples to bound its probability", high=10_000_000)
     certify_alpha: float = _number(0.001, "probability that a certificate is wrong", 0, 1)
+    certify_noise: str = _field("lattice", "noise of certification: exact, or float32's", choices=tuple(NOISES))
+    certify_shared_noise: bool = _field(False, "one stream of noise for all images: faster, correlated errors")
+    certify_precision: str = _field(
+        "own", "arithmetic of the certified classifier; own = as trained", choices=("own", *CERTIFIED_PRECISIONS)
+    )
     certify_batch: int = _count(0, "noisy copies per forward pass; 0 = by the image's size", 0)
 
     def __post_init__(self):
@@ -114,8 +121,8 @@ class Recipe:
 def _checked(field: dataclasses.Field, value):
     """The value, of the field's type and in its range; else an error that names both."""
     limits, name = field.metadata, field.name
-    if "choices" in limits and value not in limits["choices"]:
-        raise ValueError(f"{name} must be one of {', '.join(limits['choices'])}, got {value!r}.")
+    if "choices" in limits:
+        return check_choice(name, value, limits["choices"])
     if field.type is float:
         return check_between(
             name, value, limits["low"], limits["high"], limits["closed"], f"It is the {limits['help']}."

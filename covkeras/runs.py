@@ -4,6 +4,7 @@ import csv
 import os
 from pathlib import Path
 
+from covkeras.files import write_aside
 from covkeras.recipes import Recipe
 
 
@@ -104,16 +105,3 @@ def _write_rows(path: Path, rows: list[dict]) -> None:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-
-
-def write_aside(path: Path, write) -> None:
-    """Calls write(aside) and renames: under its name the file is always whole. The suffix stays (Keras reads it)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        write(aside)
-        with aside.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)

@@ -46,6 +46,13 @@ def check_count(name: str, value, low: int = 1, high: int | None = None) -> int:
     return int(value)
 
 
+def check_choice(name: str, value, choices) -> str:
+    """Refuses anything that is not one of `choices`, which are listed."""
+    if value not in tuple(choices):
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}.")
+    return value
+
+
 def check_images(images, shape: tuple[int | None, ...]) -> np.ndarray:
     """Refuses images that are not finite floats in [0, 1] of the classifier's shape; returns them as float32.
 

@@ -44,6 +44,11 @@ def digits():
     return datasets.load("digits", "train")
 
 
+def grid_images(rng, count: int, size: int) -> np.ndarray:
+    """Random images on the 8-bit grid, (count, size, size, 1) float32."""
+    return rng.integers(0, 256, (count, size, size, 1)).astype(np.float32) / np.float32(255)
+
+
 def small_classifier(input_shape=(8, 8, 1), classes=3, activation="relu"):
     """Two convolutions with average pooling and a dense head: small enough for explicit Jacobians."""
     layers = keras.layers

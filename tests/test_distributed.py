@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from covkeras import distributed, fitting, jobs, recipes
+from covkeras.devices import strategy
 from covkeras.runs import RunFolder
 
 ROOT = Path(__file__).parent.parent
@@ -71,7 +72,7 @@ def test_two_devices_of_one_machine_equal_one(method, tmp_path):
 @pytest.mark.parametrize("devices", ["3", "0", "gpu"])
 def test_devices_that_are_not_there_are_refused(devices):
     with pytest.raises(ValueError, match="devices must be auto, cpu, or a number from 1 to 2"):
-        fitting.strategy(devices)
+        strategy(devices)
 
 
 def test_a_batch_that_devices_cannot_share_is_refused(tmp_path):

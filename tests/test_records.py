@@ -45,7 +45,7 @@ def test_shards_in_any_order_and_kills_give_the_same_file(classifier, tmp_path):
     assert merged.returncode == 0, merged.stderr
     assert without_time(tmp_path / "merged.tsv") == without_time(whole)
     settings = json.loads((tmp_path / "merged.json").read_text())
-    assert settings["noise"] == "gaussian" and settings["n"] == 500 and settings["precision"] == "float32"
+    assert settings["noise"] == "lattice" and settings["n"] == 500 and settings["precision"] == "float32"
     assert {"tensorflow", "keras", "numpy", "covkeras"} == set(settings["versions"])
 
     again = certify("--merge", tmp_path / "merged.tsv", *shards)
@@ -58,6 +58,27 @@ def test_shards_in_any_order_and_kills_give_the_same_file(classifier, tmp_path):
     assert mismatch.returncode == 2 and "different settings (seed: 0 there, 1 here)" in mismatch.stderr
     resumed = certify(classifier, *COMMON, "--alpha", "0.01", "--out", whole)
     assert resumed.returncode == 2 and "was made with other settings (alpha: 0.001 there, 0.01 here)" in resumed.stderr
+
+
+def test_sequential_runs_resume_and_merge(classifier, tmp_path):
+    """The same decisions and samples; the lines come in the order of deciding."""
+    arguments = [classifier, "--sigma", "0.25", "--n", "3000", "--max", "24", "--radius", "0.05"]
+    whole, first = tmp_path / "whole.tsv", tmp_path / "first.tsv"
+    done = certify(*arguments, "--out", whole)
+    assert done.returncode == 0 and "certified at 0.05: " in done.stdout, done.stderr
+    assert certify(*arguments, "--shard", "0/2", "--out", first).returncode == 0
+    assert certify(*arguments, "--shard", "1/2", "--out", tmp_path / "second.tsv").returncode == 0
+    assert certify("--merge", tmp_path / "merged.tsv", first, tmp_path / "second.tsv").returncode == 0
+    merged = without_time(tmp_path / "merged.tsv")
+    # The last column, all samples drawn, counts those that a batch held beyond the decision.
+    assert [row[:-1] for row in merged[1:]] == sorted(
+        (row[:-1] for row in without_time(whole)[1:]), key=lambda r: int(r[0])
+    )
+    assert {row[3] for row in merged[1:]} <= {"0.05", "0.0"}
+    precise = certify(*arguments[:-2], "--tolerance", "0.05", "--out", tmp_path / "to.tsv")
+    assert precise.returncode == 0 and len(without_time(tmp_path / "to.tsv")) == 25, precise.stderr
+    mixed = certify("--merge", tmp_path / "mixed.tsv", first, tmp_path / "to.tsv")
+    assert mixed.returncode == 2 and "radius: 0.05 there, None here" in mixed.stderr
 
 
 @pytest.mark.slow
@@ -87,6 +108,9 @@ def test_killed_it_resumes_to_the_same_file(classifier, tmp_path):
         ([], "give one classifier file and --sigma"),
         (["--sigma", "0"], "sigma must be a number in"),
         (["--sigma", "0.5", "--shard", "2/2"], "shard must be I/N with 0 <= I < N"),
+        (["--sigma", "0.5", "--radius", "-1"], "radius must be a number in [0, inf)"),
+        (["--sigma", "0.5", "--radius", "1", "--tolerance", "1"], "give --radius or --tolerance, not both"),
+        (["--sigma", "0.5", "--devices", "3"], "devices must be auto, cpu, or a number from 1 to 1"),
         (["--sigma", "0.5", "--n", "0"], "n must be a whole number from 1"),
         (["--sigma", "0.5", "--data", "nothing"], "data set must be one of digits"),
     ],

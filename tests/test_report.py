@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from conftest import small_classifier
+from conftest import grid_images, small_classifier
 
 from covkeras import MomentNetwork, SmoothedClassifier, recipes, report
 from covkeras.certification import Certificates
@@ -34,7 +34,7 @@ def test_fidelity_of_a_linear_network_is_one(rng):
     from keras import layers
 
     classifier = keras.Sequential([keras.Input((4, 4, 1)), layers.Flatten(), layers.Dense(2)])
-    images = rng.random((40, 4, 4, 1)).astype("float32")
+    images = grid_images(rng, 40, 4)
     certificates = SmoothedClassifier(classifier, 0.25).certify(images, 100, 20_000, 0.001)
     for f in fidelity(MomentNetwork(classifier, 0.25, 0.0), images, certificates, images[:8]):
         # A certificate is below the truth by the bound's width: on the median image here, less than 15 %.

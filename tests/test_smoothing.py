@@ -3,11 +3,11 @@ import numpy as np
 import pytest
 import scipy.stats
 import tensorflow as tf
-from conftest import small_classifier
+from conftest import grid_images, small_classifier
 from keras import layers
 
-from covkeras import SmoothedClassifier, average_certified_radius, models
-from covkeras.certification import GaussianNoise
+from covkeras import SmoothedClassifier, average_certified_radius, devices, models
+from covkeras.certification import GaussianNoise, records
 from covkeras.certification.noise import ESTIMATION, SELECTION
 from covkeras.certification.smoothing import default_batch_size
 
@@ -30,7 +30,7 @@ def linear_classifier(rng, shape=(4, 4, 1)):
 def test_certificates_of_a_linear_classifier_hold(rng):
     """2,000 images: certificates above the true radius are at most Binomial(2000, alpha), limit at 1e-8."""
     model, exact = linear_classifier(rng)
-    images = rng.random((2_000, 4, 4, 1)).astype("float32")
+    images = grid_images(rng, 2_000, 4)
     radius, label = exact(images)
     c = SmoothedClassifier(model, 0.25).certify(images, n0=50, n=5_000, alpha=0.001, seed=1)
     wrong = ((c.label != -1) & ((c.label != label) | (c.radius > radius))).sum()
@@ -42,7 +42,7 @@ def test_certificates_of_a_linear_classifier_hold(rng):
 def test_certificates_of_a_linear_classifier_are_tight(rng):
     """The median certificate within 3 % of the true radius at n = 100,000, where n does not cap it."""
     model, exact = linear_classifier(rng)
-    images = rng.random((300, 4, 4, 1)).astype("float32")
+    images = grid_images(rng, 300, 4)
     radius, _ = exact(images)
     chosen = (radius > 0.25) & (radius < 0.8)
     assert chosen.sum() > 50
@@ -53,7 +53,7 @@ def test_certificates_of_a_linear_classifier_are_tight(rng):
 def test_certificates_do_not_depend_on_what_else_is_certified(rng):
     """Bit for bit: any subset, order or grouping of the images."""
     classifier = models.lenet((8, 8, 1))
-    images = rng.random((7, 8, 8, 1)).astype("float32")
+    images = grid_images(rng, 7, 8)
     smoothed = SmoothedClassifier(classifier, 0.5, batch_size=64)
     whole = smoothed.certify(images, n0=32, n=500, alpha=0.01, seed=9)
     order = np.array([5, 0, 3, 6])
@@ -69,30 +69,13 @@ def test_certificates_do_not_depend_on_what_else_is_certified(rng):
 def test_votes_are_the_classes_of_the_noisy_copies(rng):
     """The loop, its remainder and its noise against a plain evaluation of the same stream."""
     classifier = small_classifier()
-    smoothed = SmoothedClassifier(classifier, 0.5, batch_size=32)
-    image = rng.random((8, 8, 1)).astype("float32")
-    votes = smoothed.votes(image, 75, seed=4, index=11, phase=ESTIMATION)
-    noise = [GaussianNoise().draw(4, 11, ESTIMATION, block, (32, 8, 8, 1)) for block in range(3)]
-    copies = image + 0.5 * np.concatenate(noise)[:75]
+    smoothed = SmoothedClassifier(classifier, 0.5, batch_size=32, noise="gaussian")
+    image = grid_images(rng, 1, 8)[0]
+    votes = smoothed.ballot.count(image[None], [11], ESTIMATION, 75, seed=4)[0]
+    noise = [GaussianNoise(0.5).draw(4, 11, ESTIMATION, block, (32, 8, 8, 1))[0] for block in range(3)]
+    copies = image + np.concatenate(noise)[:75]
     assert np.array_equal(votes, np.bincount(np.argmax(classifier(copies), 1), minlength=3))
     assert votes.dtype == np.int64 and votes.sum() == 75
-
-
-def test_streams_are_disjoint_and_normal():
-    noise = GaussianNoise()
-    shape = (1_000, 100)
-    streams = [
-        np.asarray(noise.draw(seed, index, phase, block, shape)).ravel()
-        for seed, index, phase, block in [(0, 0, 0, 0), (0, 0, 0, 1), (0, 0, 1, 0), (0, 1, 0, 0), (1, 0, 0, 0)]
-    ]
-    for i, a in enumerate(streams):
-        # Kolmogorov-Smirnov and correlation: five tests and ten pairs, false alarm below 1e-7 together.
-        assert scipy.stats.kstest(a, "norm").pvalue > 1e-9
-        for b in streams[:i]:
-            assert abs(np.corrcoef(a, b)[0, 1]) < 6.5 / np.sqrt(len(a))
-            assert len(np.intersect1d(a[:2_000], b[:2_000])) < 20
-    again = np.asarray(noise.draw(0, 0, 0, 0, shape)).ravel()
-    assert np.array_equal(again, streams[0])
 
 
 def test_non_finite_logits_vote_for_nobody(rng):
@@ -101,7 +84,7 @@ def test_non_finite_logits_vote_for_nobody(rng):
     x = layers.Lambda(lambda t: tf.where(t > 0.5, t * np.nan, t))(x)
     model = keras.Model(images, layers.Dense(2, kernel_initializer="zeros", bias_initializer="ones")(x))
     smoothed = SmoothedClassifier(model, 0.5)
-    votes = smoothed.votes(np.full((2, 2, 1), 0.4, np.float32), 1_000, 0, 0, SELECTION)
+    votes = smoothed.ballot.count(np.full((1, 2, 2, 1), 0.4, np.float32), [0], SELECTION, 1_000, 0)[0]
     assert 0 < votes[0] < 400 and votes[1] == 0
     assert smoothed.certify(np.full((1, 2, 2, 1), 0.4, np.float32), 10, 1_000, 0.001).label[0] == -1
 
@@ -109,7 +92,7 @@ def test_non_finite_logits_vote_for_nobody(rng):
 def test_predict_abstains_or_is_right(rng):
     """On a linear classifier g's class is known: a wrong answer has probability alpha, limit at 1e-8."""
     model, exact = linear_classifier(rng)
-    images = rng.random((300, 4, 4, 1)).astype("float32")
+    images = grid_images(rng, 300, 4)
     _, label = exact(images)
     p = SmoothedClassifier(model, 0.25).predict(images, n=200, alpha=0.001, seed=0)
     assert ((p.label != -1) & (p.label != label)).sum() <= scipy.stats.binom.ppf(1 - 1e-8, 300, 0.001)
@@ -120,17 +103,17 @@ def test_predict_abstains_or_is_right(rng):
 def test_progress_and_empty_batches(rng):
     smoothed = SmoothedClassifier(small_classifier(), 0.5)
     seen = []
-    c = smoothed.certify(rng.random((2, 8, 8, 1)).astype("float32"), 10, 10, 0.01, progress=seen.append)
+    c = smoothed.certify(grid_images(rng, 2, 8), 10, 10, 0.01, progress=seen.append)
     assert len(seen) == 2 and len(c) == 2 and (c.samples == 20).all()
     assert len(smoothed.certify(np.zeros((0, 8, 8, 1), np.float32), 10, 10, 0.01)) == 0
     with pytest.raises(ValueError, match="at least one image"):
         average_certified_radius(smoothed.certify(np.zeros((0, 8, 8, 1), np.float32), 10, 10, 0.01), [])
 
 
-GOOD = np.full((2, 8, 8, 1), 0.5, np.float32)
+GOOD = np.full((2, 8, 8, 1), 0.2, np.float32)
 BAD_IMAGES = {
     "Divide 8-bit images by 255": (GOOD.astype(np.uint8), TypeError),
-    r"must lie in \[0, 1\], got values from 0.5 to 1.5": (np.concatenate([GOOD, GOOD * 3]), ValueError),
+    r"must lie in \[0, 1\], got values from 0.2 to 1.2": (np.concatenate([GOOD, GOOD * 6]), ValueError),
     "got NaN": (GOOD * np.nan, ValueError),
     "got rank 3": (GOOD[0], ValueError),
     r"must have shape \(batch, 8, 8, 1\), got \(2, 8, 8, 3\)": (np.repeat(GOOD, 3, -1), ValueError),
@@ -159,7 +142,7 @@ def test_bad_images_are_refused(message):
 )
 def test_bad_arguments_are_refused_before_any_work(change, message, monkeypatch):
     smoothed = SmoothedClassifier(small_classifier(), 0.5)
-    monkeypatch.setattr(smoothed, "votes", lambda *a: pytest.fail("work was done"))
+    monkeypatch.setattr(smoothed.ballot, "count", lambda *a: pytest.fail("work was done"))
     with pytest.raises(ValueError, match=message):
         smoothed.certify(GOOD, **{"n0": 10, "n": 10, "alpha": 0.01, **change})
 
@@ -183,3 +166,48 @@ def test_max_pooling_is_no_obstacle_to_certification(rng):
 def test_default_batch_shrinks_with_the_image():
     sizes = [default_batch_size(s) for s in ((8, 8, 1), (28, 28, 1), (32, 32, 3), (224, 224, 3), (784,))]
     assert sizes == [1024, 512, 512, 16, 512]
+
+
+def test_shared_noise_is_that_of_index_0_whatever_the_group(rng):
+    """Any image, in any group, is certified as alone; at index 0 as without sharing."""
+    classifier, images = small_classifier(), grid_images(rng, 20, 8)
+    smoothed = SmoothedClassifier(classifier, 0.5, batch_size=64, shared_noise=True)
+    whole = smoothed.certify(images, n0=32, n=500, alpha=0.01, seed=9)
+    order = np.array([17, 0, 5])
+    part = smoothed.certify(images[order], n0=32, n=500, alpha=0.01, seed=9, indices=order)
+    alone = [SmoothedClassifier(classifier, 0.5, batch_size=64).certify(i[None], 32, 500, 0.01, 9) for i in images]
+    for name in ("label", "radius", "p_lower", "samples"):
+        assert np.array_equal(getattr(whole, name)[order], getattr(part, name))
+        assert np.array_equal(getattr(whole, name), [getattr(c, name)[0] for c in alone])
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_two_devices_count_as_one(shared, rng):
+    """Which replica draws a block does not change it: the same certificates and decisions."""
+    classifier, images = small_classifier(), grid_images(rng, 6, 8)
+    one = SmoothedClassifier(classifier, 0.5, batch_size=64, shared_noise=shared)
+    two = SmoothedClassifier(classifier, 0.5, batch_size=64, shared_noise=shared, strategy=devices.strategy("2"))
+    a, b = (s.certify(images, n0=50, n=1_000, alpha=0.01, seed=2) for s in (one, two))
+    for name in ("label", "radius", "p_lower", "samples"):
+        assert np.array_equal(getattr(a, name), getattr(b, name))
+    a, b = (s.certify_at(images, 0.1, max_n=2_000, seed=2) for s in (one, two))
+    for name in ("label", "certified", "decided", "hits", "trials"):
+        assert np.array_equal(getattr(a, name), getattr(b, name))
+
+
+def test_precision_makes_another_classifier_with_the_same_weights(rng):
+    classifier, images = models.lenet((8, 8, 1)), grid_images(rng, 4, 8)
+    smoothed = SmoothedClassifier(classifier, 0.5, precision="bfloat16")
+    policies = [layer.compute_dtype for layer in smoothed.classifier.layers if layer.weights]
+    assert set(policies[:-1]) == {"bfloat16"} and policies[-1] == "float32"
+    assert all(
+        np.array_equal(a, b) for a, b in zip(classifier.get_weights(), smoothed.classifier.get_weights(), strict=True)
+    )
+    assert {layer.compute_dtype for layer in classifier.layers} == {"float32"}
+    logits, rounded = classifier(images), smoothed.classifier(images)
+    np.testing.assert_allclose(rounded, logits, atol=0.05 * np.abs(logits).max())
+    assert not np.array_equal(rounded, logits)
+    assert records.settings_of(smoothed)["precision"] == "bfloat16 and float32"
+    assert records.settings_of(smoothed)["classifier"] != records.classifier_digest(classifier)
+    with pytest.raises(ValueError, match="precision must be one of float32, bfloat16, float16, got 'int8'"):
+        SmoothedClassifier(classifier, 0.5, precision="int8")

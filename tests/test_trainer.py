@@ -4,7 +4,7 @@ import pytest
 import tensorflow as tf
 from conftest import small_classifier
 
-from covkeras import CertifiedTrainer, fitting, models, objectives, recipes
+from covkeras import CertifiedTrainer, devices, fitting, models, objectives, recipes
 from covkeras.moments import Context, rectify
 from covkeras.trainer import fused_rectify
 
@@ -29,7 +29,7 @@ def trained(objective, images, labels, strategy=None, batch=16, epochs=2):
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_two_replicas_equal_one_device(name, digits):
     images, labels = digits.floats(slice(64)), digits.labels[:64]
-    strategy = fitting.strategy("2")
+    strategy = devices.strategy("2")
     assert strategy.num_replicas_in_sync == 2
     alone, history = trained(OBJECTIVES[name](), images, labels)
     together, mirrored = trained(OBJECTIVES[name](), images, labels, strategy)

@@ -1,11 +1,14 @@
 """Certifies any Keras classifier file on any data set, image by image, and resumes by itself.
 
-Each finished image is one line on the disk. A sidecar FILE.json says what made the file: classifier, data set, sigma,
-n, alpha, seed, noise, precision, library versions; a file is resumed, and shards are merged, only with the same.
+At a fixed number of samples (Cohen), or sequentially: with --radius until one radius is decided, with --tolerance until
+the radius is precise enough. Each finished image is one line on the disk. A sidecar FILE.json says what made the file:
+classifier, data set, sigma, n, alpha, seed, noise, precision, library versions; a file is resumed, and shards are
+merged, only with the same.
 """
 
 import argparse
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from covkeras import startup
@@ -15,8 +18,12 @@ startup.quiet_tensorflow()
 import keras  # noqa: E402
 import numpy as np  # noqa: E402
 
-from covkeras import cli, datasets, jobs, report  # noqa: E402
-from covkeras.certification import SmoothedClassifier, read_certificates, records  # noqa: E402
+from covkeras import cli, datasets, devices, jobs, report  # noqa: E402
+from covkeras.certification import SmoothedClassifier, certified_accuracy, read_certificates, records  # noqa: E402
+from covkeras.certification.deciding import certify_to_each, decide_each  # noqa: E402
+from covkeras.certification.noise import NOISES  # noqa: E402
+from covkeras.certification.sequential import required_probability  # noqa: E402
+from covkeras.certification.voting import PRECISIONS  # noqa: E402
 from covkeras.interrupts import Interrupted  # noqa: E402
 from covkeras.validation import check_count, check_fits, check_labels  # noqa: E402
 
@@ -24,6 +31,8 @@ EXAMPLES = """examples:
   python training/certify.py runs/digits/classifier.keras --data digits --sigma 0.25 --out digits.tsv
   python training/certify.py mine.keras --data cifar10 --data-dir DIR --sigma 0.5 --skip 20 --n 100000 --out mine.tsv
   python training/certify.py mine.keras --data mnist --data-dir DIR --sigma 0.5 --shard 3/8 --out shard3.tsv
+  python training/certify.py mine.keras --data mnist --data-dir DIR --sigma 0.5 --radius 0.5 --precision bfloat16
+  python training/certify.py mine.keras --data mnist --data-dir DIR --sigma 0.5 --tolerance 0.05 --out to.tsv
   python training/certify.py --merge whole.tsv shard*.tsv
 """
 
@@ -46,6 +55,16 @@ def parse(arguments=None) -> argparse.Namespace:
         "--alpha", type=float, default=0.001, help="probability of a wrong certificate (default: 0.001)"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
+    parser.add_argument(
+        "--noise", default="lattice", choices=tuple(NOISES), help="exact, or float32's (default: lattice)"
+    )
+    parser.add_argument("--shared-noise", action="store_true", help="one stream of noise for all images: faster")
+    parser.add_argument(
+        "--precision", choices=PRECISIONS, help="of the layers but the last: another classifier (default: its own)"
+    )
+    parser.add_argument("--devices", default="auto", help="auto (all GPUs, or the CPU), cpu, or a number of devices")
+    parser.add_argument("--radius", type=float, help="decide this radius only, sequentially, with up to --n samples")
+    parser.add_argument("--tolerance", type=float, help="stop when a radius is this precise, with up to --n samples")
     parser.add_argument("--batch", type=int, default=None, help="noisy copies per pass (default: by the image's size)")
     parser.add_argument("--start", type=int, default=0, help="first image (default: 0)")
     parser.add_argument("--max", type=int, default=None, help="stop before this image (default: the end)")
@@ -67,11 +86,29 @@ def chosen(flags, count: int) -> np.ndarray:
     return np.arange(flags.start, end, flags.skip)[int(part) :: int(parts)]
 
 
+def work_on(smoothed, data, todo, flags) -> Iterator:
+    """The images' certificates as (position, Certificates): at fixed n, to a precision, or for one radius."""
+    images = data.floats(todo)
+    if flags.radius is not None:
+        decisions = decide_each(smoothed, images, flags.radius, flags.alpha, flags.n, flags.n0, flags.seed, todo)
+        p0 = required_probability(flags.radius, flags.sigma)
+        return ((position, decision.as_certificates(p0)) for position, decision in decisions)
+    if flags.tolerance is not None:
+        return certify_to_each(smoothed, images, flags.tolerance, flags.alpha, flags.n, flags.n0, flags.seed, todo)
+    return enumerate(smoothed.certify_each(images, flags.n0, flags.n, flags.alpha, flags.seed, todo))
+
+
 def certify(flags, stop) -> None:
     if len(flags.files) != 1 or flags.sigma is None:
         raise ValueError("give one classifier file and --sigma, or --merge OUT and the shards.")
+    if flags.radius is not None and flags.tolerance is not None:
+        raise ValueError("give --radius or --tolerance, not both: one decides a radius, the other measures it.")
     classifier = keras.models.load_model(flags.files[0], compile=False)
-    smoothed = SmoothedClassifier(classifier, flags.sigma, flags.batch)
+    strategy = devices.strategy(flags.devices)
+    strategy = strategy if strategy.num_replicas_in_sync > 1 else None
+    smoothed = SmoothedClassifier(
+        classifier, flags.sigma, flags.batch, flags.noise, flags.shared_noise, flags.precision, strategy
+    )
     data = datasets.load(flags.data, flags.split, flags.data_dir, flags.image_size)
     data = data.head(min(flags.max or len(data), len(data)))
     check_fits(classifier, flags.data, data.image_shape, len(data.class_names))
@@ -79,12 +116,19 @@ def certify(flags, stop) -> None:
     indices = chosen(flags, len(data))
     out = Path(flags.out or "certificates.tsv")
     # Checks the other arguments, before the file is made.
-    smoothed.certify_each(data.floats(indices[:0]), flags.n0, flags.n, flags.alpha, flags.seed, indices[:0])
-    what = {name: getattr(flags, name) for name in ("data", "split", "image_size", "n0", "n", "alpha", "seed")}
+    work_on(smoothed, data, indices[:0], flags)
+    names = ("data", "split", "image_size", "n0", "n", "alpha", "seed", "radius", "tolerance")
+    what = {name: getattr(flags, name) for name in names}
     with records.open_records(out, records.settings_of(smoothed, **what)) as file:
-        jobs.certify_into(file, smoothed, data, indices, (flags.n0, flags.n, flags.alpha, flags.seed), stop, "certify")
+        todo = jobs.undone(file, indices)
+        work = work_on(smoothed, data, todo, flags)
+        jobs.append_each(file, work, data.labels, todo, stop, "certify", flags.radius)
     _, labels, certificates = read_certificates(out)
-    print(report.plain(report.accuracy_table([report.Result(out.stem, labels, certificates)])))
+    if flags.radius is None:
+        print(report.plain(report.accuracy_table([report.Result(out.stem, labels, certificates)])))
+    else:
+        share = certified_accuracy(certificates, labels, [flags.radius])[0]
+        print(f"certified at {flags.radius:g}: {share:.3f} of {len(labels)}, {certificates.samples.mean():.0f} samples")
 
 
 def main(arguments=None) -> int:

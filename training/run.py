@@ -8,7 +8,7 @@ from covkeras import startup
 
 startup.quiet_tensorflow()
 
-from covkeras import cli, diagnostics, distributed, fitting, jobs, moments, report  # noqa: E402
+from covkeras import cli, devices, diagnostics, distributed, fitting, jobs, moments, report  # noqa: E402
 from covkeras.runs import RunFolder  # noqa: E402
 
 EXAMPLES = """examples:
@@ -51,7 +51,7 @@ def work(recipe, folder: RunFolder, environment: jobs.Environment) -> None:
         environment.load(recipe, "test").head(recipe.certify_images),
     )
     data.steps_per_epoch(recipe.batch_size)
-    replicas = (strategy or fitting.strategy(environment.devices)).num_replicas_in_sync
+    replicas = (strategy or devices.strategy(environment.devices)).num_replicas_in_sync
     fitting.check_batch(recipe, replicas)
     folder.claim(recipe)
     classifiers = {}

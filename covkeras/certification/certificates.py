@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+ABSTAIN = -1
 # Cohen's columns come first, so that the field's scripts read our files; then ours.
 COHEN_COLUMNS = ("idx", "label", "predict", "radius", "correct", "time")
 COLUMNS = (*COHEN_COLUMNS, "p_lower", "samples")
@@ -35,6 +36,10 @@ class Certificates:
     def __len__(self) -> int:
         return len(self.label)
 
+    def take(self, positions) -> "Certificates":
+        """Returns those at the given positions, in their order."""
+        return Certificates(*(getattr(self, f.name)[positions] for f in dataclasses.fields(self)))
+
     @classmethod
     def single(cls, label, radius, p_lower, samples, seconds) -> "Certificates":
         ints, floats = np.int64, np.float64
@@ -51,6 +56,47 @@ class Certificates:
             cls(*(np.zeros(0, t) for t in (np.int64, np.float64, np.float64, np.int64, np.float64)))
         ]
         return cls(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in dataclasses.fields(cls)))
+
+
+_DECISION_TYPES = (np.int64, bool, bool, np.int64, np.int64, np.int64, np.float64)
+
+
+@dataclasses.dataclass(frozen=True)
+class RadiusDecisions:
+    """One entry per image. label: int64, the class tested. certified: bool, whether `radius` is certified for it.
+    decided: bool, whether a test at level alpha said so or the contrary; False where max_n samples did not suffice, or
+    would hardly have, which is not certified. samples: int64, all that were drawn for it; hits, trials: int64, those
+    the decision rests on. seconds: float64. radius: the one decided."""
+
+    label: np.ndarray
+    certified: np.ndarray
+    decided: np.ndarray
+    samples: np.ndarray
+    hits: np.ndarray
+    trials: np.ndarray
+    seconds: np.ndarray
+    radius: float
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+    @classmethod
+    def single(cls, label, certified, decided, samples, hits, trials, seconds, radius: float) -> "RadiusDecisions":
+        values = (label, certified, decided, samples, hits, trials, seconds)
+        return cls(*(np.array([v], t) for v, t in zip(values, _DECISION_TYPES, strict=True)), radius)
+
+    @classmethod
+    def concatenate(cls, parts: Sequence["RadiusDecisions"], radius: float) -> "RadiusDecisions":
+        empty = cls(*(np.zeros(0, t) for t in _DECISION_TYPES), radius)
+        names = [f.name for f in dataclasses.fields(cls) if f.name != "radius"]
+        return cls(*(np.concatenate([getattr(p, name) for p in (empty, *parts)]) for name in names), radius)
+
+    def as_certificates(self, p0: float) -> Certificates:
+        """Returns certificates: the radius, and the p0 it requires, where it is certified; else an abstention."""
+        label = np.where(self.certified, self.label, ABSTAIN)
+        radius = np.where(self.certified, self.radius, 0.0)
+        p_lower = np.where(self.certified, p0, 0.0)
+        return Certificates(label, radius, p_lower, self.samples, self.seconds)
 
 
 def _radii_where_correct(certificates, labels) -> tuple[np.ndarray, np.ndarray]:

@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import tensorflow as tf
 
 from covkeras.certification.certificates import CertificateFile, Certificates, read_certificates
+from covkeras.files import write_aside
 
 # Settings that may differ between shards that are merged: where they ran, not what they computed.
-_FREE = ("versions",)
+_FREE = ("versions", "device")
 
 
 def classifier_digest(classifier) -> str:
@@ -24,15 +26,23 @@ def classifier_digest(classifier) -> str:
 
 
 def settings_of(smoothed, **settings) -> dict:
-    """Returns what made a certificate: the given settings, the smoothed classifier's, and the library versions."""
+    """Returns what made a certificate: the given settings, the smoothed classifier's, where it ran, the libraries.
+
+    precision is the arithmetic of the layers that have weights: a classifier whose layers round to bfloat16 is
+    certified as what it is, not as the one in float32.
+    """
     names = ("tensorflow", "keras", "numpy", "covkeras")
+    layers = [layer for layer in smoothed.classifier._flatten_layers() if layer._trainable_variables]
     return {
         **settings,
         "classifier": classifier_digest(smoothed.classifier),
         "sigma": smoothed.sigma,
         "noise": smoothed.noise.name,
+        "stream": "philox 4x32-10",
+        "shared_noise": smoothed.shared_noise,
         "batch_size": smoothed.batch_size,
-        "precision": smoothed.classifier.dtype_policy.name,
+        "precision": " and ".join(sorted({layer.compute_dtype for layer in layers})) or "float32",
+        "device": tf.config.list_logical_devices()[-1].device_type,
         "versions": {name: importlib.metadata.version(name) for name in names},
     }
 
@@ -56,9 +66,7 @@ def open_records(path: str | os.PathLike, settings: dict) -> CertificateFile:
     elif Path(path).exists():
         raise ValueError(f"{path} has no {beside.name} that says what made it. Choose another file.")
     else:
-        aside = beside.with_name(f".{os.getpid()}.{beside.name}")
-        aside.write_text(json.dumps(settings, indent=2) + "\n")
-        os.replace(aside, beside)
+        write_aside(beside, lambda aside: aside.write_text(json.dumps(settings, indent=2) + "\n"))
     return CertificateFile(path)
 
 

@@ -1,11 +1,18 @@
-"""Sequential tests of "is p above p0?" that are valid however they stop: a betting martingale (Voracek, NeurIPS 2024).
+"""Sequential tests of "is p above p0?" that are valid however they stop: betting martingales (Voracek, NeurIPS 2024).
 
-Before each sample, bet on a hit with q = (H + 1/2) / (T + 1), H hits in T samples so far. The wealth against a fixed p,
+Whoever bets on each sample, a hit with probability q, has after H hits in T samples the wealth
 
     W_T(p) = prod q^x (1 - q)^(1 - x) / (p^x (1 - p)^(1 - x)),
 
-is a martingale with mean 1 if p is the truth, so it ever reaches 1/alpha with probability at most alpha (Ville). The
-bets' product has a closed form, B(H + 1/2, T - H + 1/2) / B(1/2, 1/2): the wealth depends on H and T alone.
+a martingale with mean 1 if p is the truth, so that it ever reaches 1/alpha with probability at most alpha (Ville). A
+mixture of such bettors is one too. Weighted by Beta(a, b) it has a closed form,
+
+    W_T(p) = B(H + a, T - H + b) / B(a, b) / (p^H (1 - p)^(T - H)),
+
+which is Krichevsky and Trofimov's bet q = (H + 1/2) / (T + 1) for a = b = 1/2. To decide one radius only the bettors
+on the side in question are of use: those with q > p0 against p <= p0. Their mixture multiplies the wealth by
+P(Beta(H + a, T - H + b) > p0) / P(Beta(a, b) > p0), ten times at p0 = .977, and it is a supermartingale under every
+p <= p0, each bettor's gain q x / p0 + (1 - q)(1 - x) / (1 - p0) having a mean that grows with p and is 1 at p0.
 """
 
 import enum
@@ -36,15 +43,27 @@ def log_wealth(hits, trials, p, bet: tuple[float, float] = UNINFORMED):
     return bets - hits * np.log(p) - (trials - hits) * np.log1p(-np.asarray(p, np.float64))
 
 
+def one_sided_log_wealth(hits, trials, p0: float, above: bool = True, bet: tuple[float, float] = UNINFORMED):
+    """Returns the logarithm of the wealth against p <= p0 of the bettors above it; against p >= p0 with above=False.
+
+    hits, trials: integers, any shapes that broadcast. p0: in (0, 1). bet: (a, b). float64; -inf where it underflows.
+    """
+    hits, trials = np.asarray(hits, np.float64), np.asarray(trials, np.float64)
+    a, b = bet
+    side = scipy.special.betaincc if above else scipy.special.betainc
+    with np.errstate(divide="ignore"):
+        share = np.log(side(hits + a, trials - hits + b, p0)) - np.log(side(a, b, p0))
+    return log_wealth(hits, trials, p0, bet) + share
+
+
 def decide(
     hits, trials, p0: float, alpha: float, alpha_stop: float | None = None, bet: tuple[float, float] = UNINFORMED
 ) -> np.ndarray:
     """Decides "p > p0", as far as the samples go.
 
-    ABOVE: the wealth against p0 has reached 1 / alpha, and hits are more than p0 of the trials. It is then at least as
-    large against every smaller p, so p <= p0 is refuted: wrong with probability at most alpha, whatever the number of
-    looks. NOT_ABOVE: the same the other way at `alpha_stop` (default alpha); it only saves samples, and costs the first
-    test nothing.
+    ABOVE: the wealth against p <= p0 has reached 1 / alpha: wrong with probability at most alpha, whatever the number
+    of looks. NOT_ABOVE: the same the other way at `alpha_stop` (default alpha); it only saves samples, and costs the
+    first test nothing.
 
     Args:
         hits, trials: integers, same shape. p0: in (0, 1). alpha, alpha_stop: in (0, 1). bet: (a, b) of the test for
@@ -53,11 +72,30 @@ def decide(
     Returns:
         int array of `Decision`, the shape of `hits`.
     """
-    wealth, other = log_wealth(hits, trials, p0, bet), log_wealth(hits, trials, p0)
-    share = np.asarray(hits) / np.maximum(trials, 1)
-    above = (wealth >= -math.log(alpha) + _MARGIN) & (share > p0)
-    below = (other >= -math.log(alpha_stop or alpha) + _MARGIN) & (share < p0)
+    above = _reached(hits, trials, p0, True, bet, alpha)
+    below = _reached(hits, trials, p0, False, UNINFORMED, alpha_stop or alpha)
     return np.where(above, Decision.ABOVE, np.where(below, Decision.NOT_ABOVE, Decision.UNDECIDED)).astype(int)
+
+
+def _reached(hits, trials, p0, above, bet, alpha) -> np.ndarray:
+    """Whether the one-sided wealth has reached 1 / alpha."""
+    hits, trials, a, b = np.broadcast_arrays(hits, trials, *bet)
+    limit = -math.log(alpha) + _MARGIN
+    # Leaving out the other side's bettors gains at most this; most sequences are further from the limit.
+    side = scipy.special.betaincc if above else scipy.special.betainc
+    near = log_wealth(hits, trials, p0, (a, b)) - np.log(side(a, b, p0)) >= limit
+    reached = np.zeros(near.shape, bool)
+    reached[near] = one_sided_log_wealth(hits[near], trials[near], p0, above, (a[near], b[near])) >= limit
+    return reached
+
+
+def hits_to_decide(trials: int, p0: float, alpha: float) -> int:
+    """Returns the fewest hits in so many trials that decide "p > p0"; trials + 1 where none do."""
+    low, high = math.ceil(trials * p0), trials + 1
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if decide(middle, trials, p0, alpha) == Decision.ABOVE else (middle + 1, high)
+    return low
 
 
 def required_probability(radius: float, sigma: float) -> float:
@@ -79,3 +117,8 @@ def anytime_lower(hits, trials, alpha: float) -> np.ndarray:
         refuted = log_wealth(hits, trials, np.clip(middle, 1e-300, 1 - 1e-16)) >= limit
         low, high = np.where(refuted, middle, low), np.where(refuted, high, middle)
     return np.where(hits > 0, low, 0.0)
+
+
+def anytime_upper(hits, trials, alpha: float) -> np.ndarray:
+    """Returns the anytime-valid upper bound, rounded up: 1 minus the lower bound of the misses. float64."""
+    return 1.0 - anytime_lower(np.asarray(trials) - np.asarray(hits), trials, alpha)

@@ -9,13 +9,22 @@ import numpy as np
 import scipy.stats
 import tensorflow as tf
 
-from covkeras.certification.certificates import Certificates, Predictions
+from covkeras.certification.certificates import ABSTAIN, Certificates, Predictions, RadiusDecisions
 from covkeras.certification.confidence import MAX_TRIALS, certified_radius, clopper_pearson_lower
-from covkeras.certification.deciding import BLOCK, RadiusDecisions, certify_at
-from covkeras.certification.noise import ESTIMATION, PREDICTION, SELECTION, GaussianNoise, check_seed
-from covkeras.validation import check_alpha, check_between, check_classifier, check_count, check_images, check_sigma
+from covkeras.certification.deciding import certify_to_each, decide_each
+from covkeras.certification.noise import ESTIMATION, PREDICTION, SELECTION, check_seed, make_noise
+from covkeras.certification.voting import PRECISIONS, Ballot, rebuilt
+from covkeras.validation import (
+    check_alpha,
+    check_choice,
+    check_classifier,
+    check_count,
+    check_images,
+    check_sigma,
+)
 
-ABSTAIN = -1
+# Images certified together where they share their noise.
+GROUP = 16
 
 
 class SmoothedClassifier:
@@ -31,22 +40,40 @@ class SmoothedClassifier:
         classifier: a built Keras model, images in [0, 1] to logits.
         sigma: noise level, in [0, 1] pixel units.
         batch_size: noisy copies per forward pass; by default as many as suit the image's size.
+        noise: "lattice", exact for images on the 8-bit grid, or "gaussian", float32 as the field samples it.
+        shared_noise: one stream for all images (that of index 0) instead of one each. Drawing it is then paid once for
+            a group of images. Every certificate is valid by itself just the same; but an unlucky draw hits all images
+            at once, so that averages such as ACR scatter more from seed to seed.
+        precision: "float32", "bfloat16" or "float16" of the layers but the last; by default the classifier's own. A
+            classifier in another precision is another classifier: its certificates speak of predictions made so.
+        strategy: a tf.distribute.Strategy whose replicas share each image's samples.
 
     Raises:
-        ValueError: the classifier ends in probabilities or is not built; sigma; batch_size.
+        ValueError: the classifier ends in probabilities or is not built; sigma; batch_size; noise; precision.
     """
 
-    def __init__(self, classifier, sigma: float, batch_size: int | None = None):
+    def __init__(
+        self,
+        classifier,
+        sigma: float,
+        batch_size: int | None = None,
+        noise: str = "lattice",
+        shared_noise: bool = False,
+        precision: str | None = None,
+        strategy: tf.distribute.Strategy | None = None,
+    ):
         check_classifier(classifier)
-        self.classifier = classifier
         self.sigma = check_sigma(sigma)
+        self.noise = make_noise(noise, self.sigma)
+        self.shared_noise = shared_noise
+        self.precision = precision if precision is None else check_choice("precision", precision, PRECISIONS)
         self.image_shape = tuple(classifier.inputs[0].shape[1:])
         self.num_classes = classifier.outputs[0].shape[-1]
         self.batch_size = (
             default_batch_size(self.image_shape) if batch_size is None else check_count("batch_size", batch_size)
         )
-        self.noise = GaussianNoise()
-        self._compiled = {}
+        self.classifier = rebuilt(classifier, self.precision, strategy)
+        self.ballot = Ballot(self.classifier, self.noise, self.batch_size, shared_noise, strategy)
 
     def predict(self, images, n: int = 1_000, alpha: float = 0.001, seed: int = 0, indices=None) -> Predictions:
         """PREDICT: the class, or abstention where a binomial test can't tell the top two classes apart at `alpha`.
@@ -61,10 +88,12 @@ class SmoothedClassifier:
         """
         check_count("n", n)
         check_alpha(alpha)
-        images, indices = self._checked(images, indices)
+        images, indices = self.checked(images, indices)
         seed = check_seed(seed)
-        votes = [self.votes(image, n, seed, index, PREDICTION) for image, index in zip(images, indices, strict=True)]
-        counts = np.stack(votes) if votes else np.zeros((0, self.num_classes), np.int64)
+        size = GROUP if self.shared_noise else 1
+        groups = [slice(i, i + size) for i in range(0, len(images), size)]
+        votes = [self.ballot.count(images[part], indices[part], PREDICTION, n, seed) for part in groups]
+        counts = np.concatenate([np.zeros((0, self.num_classes), np.int64), *votes])
         labels = np.array([_predicted(row, alpha) for row in counts], np.int64)
         return Predictions(labels, counts)
 
@@ -106,21 +135,21 @@ class SmoothedClassifier:
         check_count("n", n, high=MAX_TRIALS)
         check_alpha(alpha)
         seed = check_seed(seed)
-        images, indices = self._checked(images, indices)
-        return (
-            self._certify_one(image, index, n0, n, alpha, seed) for image, index in zip(images, indices, strict=True)
-        )
+        images, indices = self.checked(images, indices)
+        size = GROUP if self.shared_noise else 1
+        groups = (slice(i, i + size) for i in range(0, len(images), size))
+        return (c for part in groups for c in self._certify_group(images[part], indices[part], n0, n, alpha, seed))
 
-    def _certify_one(self, image, index, n0, n, alpha, seed) -> Certificates:
+    def _certify_group(self, images, indices, n0, n, alpha, seed) -> Iterator[Certificates]:
         start = time.perf_counter()
-        selection = self.votes(image, n0, seed, index, SELECTION)
-        label = int(selection.argmax())
-        hits = int(self.votes(image, n, seed, index, ESTIMATION)[label])
-        p_lower = float(clopper_pearson_lower(hits, n, alpha))
-        radius = float(certified_radius(p_lower, self.sigma))
-        # p_lower <= 1/2 abstains. So does a radius of 0: it claims nothing.
-        label = label if radius > 0 else ABSTAIN
-        return Certificates.single(label, radius, p_lower, n0 + n, time.perf_counter() - start)
+        labels = self.ballot.count(images, indices, SELECTION, n0, seed).argmax(1)
+        hits = self.ballot.count(images, indices, ESTIMATION, n, seed)[np.arange(len(images)), labels]
+        p_lower = clopper_pearson_lower(hits, n, alpha)
+        radii = np.asarray(certified_radius(p_lower, self.sigma))
+        seconds = (time.perf_counter() - start) / len(images)
+        for label, radius, p in zip(labels, radii, p_lower, strict=True):
+            # p_lower <= 1/2 abstains. So does a radius of 0: it claims nothing.
+            yield Certificates.single(label if radius > 0 else ABSTAIN, radius, p, n0 + n, seconds)
 
     def certify_at(
         self,
@@ -128,24 +157,27 @@ class SmoothedClassifier:
         radius: float,
         alpha: float = 0.001,
         max_n: int = 100_000,
-        n0: int = 100,
+        n0: int = 64,
         seed: int = 0,
         indices=None,
         bets=None,
+        give_up: float = 0.01,
         progress: Callable[[int, bool], None] | None = None,
     ) -> RadiusDecisions:
         """Decides for each image whether `radius` is certified, stopping as soon as that is clear either way.
 
         The class is chosen on n0 samples of their own; then a betting test of p > Phi(radius / sigma) runs on others,
-        valid at every stopping time (`sequential`), and a second one stops hopeless images.
+        valid at every stopping time (`sequential`), and a second one stops images that are not. What stops them does
+        not weaken the first.
 
         Args:
             images: (batch, height, width, channels), floats in [0, 1].
             radius: in [0, 1] pixel units, >= 0. alpha: the probability that a "certified" is wrong.
             max_n: samples per image at most; an image undecided by then is not certified.
-            n0, seed, indices: as for `certify`.
+            n0: samples to choose the class, rounded up to whole blocks of 32. seed, indices: as for `certify`.
             bets: (batch, 2), the (a, b) of each image's bets, fixed before any sample is seen; valid whatever they
-                are, and shorter where they guess p = a / (a + b) well. By default (1/2, 1/2).
+                are, and shorter where they guess p = a / (a + b) well (`informed_bet`). By default (1/2, 1/2).
+            give_up: an image is given up, undecided, when its chance to be certified by max_n falls below it; 0: never.
             progress: called with (position, certified) as each image is decided.
 
         Returns:
@@ -154,54 +186,55 @@ class SmoothedClassifier:
         Raises:
             TypeError, ValueError: before any work, naming the argument.
         """
-        check_between("radius", radius, 0, math.inf, closed="left")
-        check_alpha(alpha)
-        check_count("n0", n0)
-        check_count("max_n", max_n, BLOCK, 10**9)
-        seed = check_seed(seed)
-        images, indices = self._checked(images, indices)
-        if bets is not None:
-            bets = np.asarray(bets, np.float64)
-            if bets.shape != (len(images), 2) or not np.isfinite(bets).all() or (bets <= 0).any():
-                raise ValueError(f"bets must be {len(images)} pairs (a, b) above 0, one for each image, got {bets!r}.")
-        return certify_at(self, images, indices, radius, alpha, max_n, n0, seed, bets, progress)
+        decisions = decide_each(self, images, radius, alpha, max_n, n0, seed, indices, bets, give_up)
+        done = {}
+        for position, decision in decisions:
+            done[position] = decision
+            if progress:
+                progress(position, bool(decision.certified[0]))
+        return RadiusDecisions.concatenate([done[i] for i in sorted(done)], radius)
 
-    def votes(self, image, n: int, seed: int, index: int, phase: int) -> np.ndarray:
-        """Counts the classes of n noisy copies of one image (height, width, channels) -> (classes,) int64.
+    def certify_to(
+        self,
+        images,
+        tolerance: float,
+        alpha: float = 0.001,
+        max_n: int = 100_000,
+        n0: int = 64,
+        seed: int = 0,
+        indices=None,
+        progress: Callable[[int, Certificates], None] | None = None,
+    ) -> Certificates:
+        """Certifies radii to a precision: an image's samples end when its radius is within `tolerance` of what max_n
+        samples could still give it.
 
-        A copy with a logit that is not finite votes for nobody, and still counts among the n.
+        The lower bound is valid at every stopping time at level alpha; at the same n it is a little below Cohen's.
+
+        Args:
+            images: (batch, height, width, channels), floats in [0, 1].
+            tolerance: in [0, 1] pixel units, > 0. alpha: the probability that a certificate is wrong, and the one that
+                a radius falls short by more than the tolerance.
+            max_n: samples per image at most.
+            n0: samples to choose the class, rounded up to whole blocks of 32. seed, indices: as for `certify`.
+            progress: called with (position, Certificates of length 1) as each image is done.
+
+        Returns:
+            Certificates, as of `certify`.
+
+        Raises:
+            TypeError, ValueError: before any work, naming the argument.
         """
-        batch = min(n, self.batch_size)
-        if batch not in self._compiled:
-            self._compiled[batch] = tf.function(lambda *a: self._votes(batch, *a), input_signature=self._signature)
-        arguments = (tf.constant(image, tf.float32), *(tf.constant(int(v), tf.int64) for v in (seed, index, phase, n)))
-        return self._compiled[batch](*arguments).numpy()
+        done = {}
+        for position, certificate in certify_to_each(self, images, tolerance, alpha, max_n, n0, seed, indices):
+            done[position] = certificate
+            if progress:
+                progress(position, certificate)
+        return Certificates.concatenate([done[i] for i in sorted(done)])
 
-    @property
-    def _signature(self):
-        return [tf.TensorSpec(self.image_shape, tf.float32), *[tf.TensorSpec((), tf.int64)] * 4]
-
-    def _votes(self, batch, image, seed, index, phase, n):
-        """The loop of `votes`, in the graph. Each step evaluates one batch of fixed shape: memory does not grow with n,
-        and the last bit of a convolution, which depends on the batch's shape, does not change."""
-        blocks = (n + batch - 1) // batch
-        positions = tf.range(batch, dtype=tf.int64)
-
-        def count(block, counts):
-            noise = self.noise.draw(seed, index, phase, block, (batch, *self.image_shape))
-            logits = self.classifier(image + self.sigma * noise, training=False)
-            valid = tf.reduce_all(tf.math.is_finite(logits), -1) & (positions < n - block * batch)
-            # Class `num_classes` collects what does not count.
-            vote = tf.where(valid, tf.argmax(logits, -1), self.num_classes)
-            size = self.num_classes + 1
-            counted = tf.math.bincount(tf.cast(vote, tf.int32), minlength=size, maxlength=size, dtype=tf.int64)
-            return block + 1, counts + counted[: self.num_classes]
-
-        start = (tf.constant(0, tf.int64), tf.zeros([self.num_classes], tf.int64))
-        return tf.while_loop(lambda block, _: block < blocks, count, start, parallel_iterations=4)[1]
-
-    def _checked(self, images, indices):
+    def checked(self, images, indices) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the images as float32 and their indices (by default 0, 1, ...). Raises TypeError, ValueError."""
         images = check_images(images, self.image_shape)
+        self.noise.check(images)
         indices = np.arange(len(images)) if indices is None else np.asarray(indices)
         if indices.shape != (len(images),) or not np.issubdtype(indices.dtype, np.integer) or (indices < 0).any():
             raise ValueError(

@@ -47,7 +47,7 @@ def load_prepared(name: str, split: str, data_dir: str | None, image_size: int):
     held_out = min(known.held_out, len(labels) // 10)
     part = {"train": slice(0, len(labels) - held_out), "validation": slice(len(labels) - held_out, None)}.get(split)
     part = slice(None) if part is None else part
-    return ImageData(name, split, images[part], labels[part], 255.0, names)
+    return ImageData(name, split, images[part], labels[part], names)
 
 
 @functools.lru_cache(maxsize=8)

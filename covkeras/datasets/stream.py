@@ -42,7 +42,7 @@ class ImageStream:
             square = centre_crop(image, self.image_size)
             images.append(tf.cast(tf.clip_by_value(tf.round(square), 0, 255), tf.uint8).numpy())
             labels.append(int(label))
-        return ImageData(self.name, self.split, np.stack(images), np.array(labels, np.int64), 255.0, self.class_names)
+        return ImageData(self.name, self.split, np.stack(images), np.array(labels, np.int64), self.class_names)
 
     def limited(self, count: int) -> "ImageStream":
         """Returns the same stream with epochs of `count` images, of all for 0."""

@@ -1,4 +1,4 @@
-"""Estimates held against the truth. Fidelity: propagated radii against certified ones, image by image."""
+"""Fidelity: propagated radii against certified ones, image by image."""
 
 import dataclasses
 

@@ -1,0 +1,149 @@
+"""Counting votes: the classes of noisy copies of images, a batch of fixed shape at a time, on any number of devices."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+# Copies in a slot of a mixed batch.
+BLOCK = 32
+PRECISIONS = ("float32", "bfloat16", "float16")
+
+
+class Ballot:
+    """Evaluates noisy copies of images and counts their classes.
+
+    A copy whose noise is void, or with a logit that is not finite, votes for nobody. Batches have a fixed shape: memory
+    does not grow with n, and the last bit of a convolution, which depends on the batch's shape, does not change.
+
+    Args:
+        classifier: a built Keras model, images to logits.
+        noise: of `noise.NOISES`.
+        batch_size: copies per forward pass and device.
+        shared: whether all images get the same noise, that of index 0.
+        strategy: None, or whose replicas share the work. Which of them draws a block of noise does not change it.
+    """
+
+    def __init__(self, classifier, noise, batch_size: int, shared: bool = False, strategy=None):
+        self.classifier, self.noise, self.batch_size = classifier, noise, batch_size
+        self.shared, self.strategy = shared, strategy
+        self.image_shape = tuple(classifier.inputs[0].shape[1:])
+        self.num_classes = classifier.outputs[0].shape[-1]
+        self.slots = max(1, batch_size // BLOCK)
+        self._compiled = {}
+
+    def count(self, images: np.ndarray, indices, phase: int, n: int, seed: int) -> np.ndarray:
+        """Counts the classes of n copies of each image: float32 (images, ...) -> int64 (images, classes)."""
+        batch = min(n, self.batch_size)
+        if batch not in self._compiled:
+            long = tf.TensorSpec((), tf.int64)
+            specs = [tf.TensorSpec((None, *self.image_shape), tf.float32), tf.TensorSpec((None,), tf.int64)]
+            self._compiled[batch] = tf.function(
+                lambda *a: self._summed(lambda *r: self._loop(batch, *a, *r)), input_signature=[*specs, *[long] * 3]
+            )
+        numbers = (tf.constant(int(v), tf.int64) for v in (phase, n, seed))
+        return self._compiled[batch](tf.constant(images), tf.constant(indices, tf.int64), *numbers).numpy()
+
+    def _loop(self, batch, images, indices, phase, n, seed, replica, replicas):
+        """One replica's part of `count`: every so manieth block, each of every image."""
+        blocks, positions = (n + batch - 1) // batch, tf.range(batch, dtype=tf.int64)
+        shape = (batch, *self.image_shape)
+
+        def draw(index, block):
+            noise, counts = self.noise.draw(seed, index, phase, block, shape)
+            return noise, counts & (positions < n - block * batch)
+
+        def step(block, counts):
+            common = draw(0, block) if self.shared else None
+
+            def add(i, counts):
+                noise, wanted = common or draw(indices[i], block)
+                votes = self._votes(self.noise.add(images[i], noise), wanted)
+                return i + 1, tf.tensor_scatter_nd_add(counts, [[i]], [self._histogram(votes)])
+
+            inner = tf.while_loop(lambda i, _: i < tf.shape(images)[0], add, (0, counts), parallel_iterations=4)
+            return block + replicas, inner[1]
+
+        counts = tf.zeros([tf.shape(images)[0], self.num_classes], tf.int64)
+        start = (tf.cast(replica, tf.int64), counts)
+        return tf.while_loop(lambda block, _: block < blocks, step, start, parallel_iterations=4)[1]
+
+    def _votes(self, copies, wanted):
+        """The copies' classes; `num_classes` where a copy counts for nobody."""
+        logits = self.classifier(copies, training=False)
+        valid = wanted & tf.reduce_all(tf.math.is_finite(logits), -1)
+        return tf.where(valid, tf.cast(tf.argmax(logits, -1), tf.int32), self.num_classes)
+
+    def _histogram(self, votes):
+        size = self.num_classes + 1
+        return tf.math.bincount(votes, minlength=size, maxlength=size, dtype=tf.int64)[: self.num_classes]
+
+    def count_blocks(self, images, indices, phases, blocks, seed: int) -> np.ndarray:
+        """Counts the classes of one block of `BLOCK` copies in each slot of one batch, each with an image of its own.
+
+        Args:
+            images: float32 (slots, ...), as many as `slots` times the replicas. indices, phases, blocks: (slots,).
+
+        Returns:
+            int64 (slots, classes).
+        """
+        if "blocks" not in self._compiled:
+            vector = tf.TensorSpec((None,), tf.int64)
+            specs = [tf.TensorSpec((None, *self.image_shape), tf.float32), vector, vector, vector]
+            self._compiled["blocks"] = tf.function(
+                lambda *a: self._summed(lambda *r: self._mixed(*a, *r)),
+                input_signature=[*specs, tf.TensorSpec((), tf.int64)],
+            )
+        vectors = (tf.constant(np.asarray(v), tf.int64) for v in (indices, phases, blocks))
+        return self._compiled["blocks"](tf.constant(images), *vectors, tf.constant(seed, tf.int64)).numpy()
+
+    def _mixed(self, images, indices, phases, blocks, seed, replica, replicas):
+        """One replica's slots of `count_blocks`; zeros in the others' place."""
+        shape, first = (BLOCK, *self.image_shape), replica * self.slots
+        indices = tf.zeros_like(indices) if self.shared else indices
+        drawn = [
+            self.noise.draw(seed, indices[i], phases[i], blocks[i], shape)
+            for i in (first + j for j in range(self.slots))
+        ]
+        noise, wanted = (tf.stack(part) for part in zip(*drawn, strict=True))
+        mine = tf.reshape(images[first : first + self.slots], (self.slots, 1, *self.image_shape))
+        size = self.slots * BLOCK
+        copies = tf.reshape(self.noise.add(mine, noise), (size, *self.image_shape))
+        votes = self._votes(copies, tf.reshape(wanted, [size]))
+        counts = tf.reduce_sum(tf.one_hot(tf.reshape(votes, (self.slots, BLOCK)), self.num_classes, dtype=tf.int64), 1)
+        after = (replicas - 1 - replica) * self.slots
+        return tf.pad(counts, [[first, after], [0, 0]])
+
+    @property
+    def replicas(self) -> int:
+        return self.strategy.num_replicas_in_sync if self.strategy else 1
+
+    def _summed(self, part):
+        """Runs part(replica, replicas) on every replica and adds up the counts."""
+        if self.strategy is None:
+            return part(0, 1)
+        each = self.strategy.run(
+            lambda: part(tf.distribute.get_replica_context().replica_id_in_sync_group, self.replicas)
+        )
+        return self.strategy.reduce(tf.distribute.ReduceOp.SUM, each, axis=None)
+
+
+def rebuilt(classifier, precision: str | None, strategy=None):
+    """Returns the classifier with its layers' arithmetic in another precision, laid on a strategy's devices.
+
+    "bfloat16": all layers but the last compute in bfloat16, from float32 weights. That is another classifier than the
+    one in float32, and its certificates are its own. The same object where nothing changes.
+    """
+    if precision is None and strategy is None:
+        return classifier
+    last = classifier.outputs[0]._keras_history.operation.name
+
+    def clone(layer):
+        config = layer.get_config()
+        if precision is not None and not isinstance(layer, keras.layers.InputLayer):
+            config["dtype"] = "float32" if precision == "float32" or layer.name == last else f"mixed_{precision}"
+        return type(layer).from_config(config)
+
+    with strategy.scope() if strategy else tf.name_scope("rebuilt"):
+        copy = keras.models.clone_model(classifier, clone_function=clone, recursive=True)
+        copy.set_weights(classifier.get_weights())
+    return copy

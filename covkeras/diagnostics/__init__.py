@@ -1,0 +1,14 @@
+"""Estimates and certificates held against the truth: fidelity of propagated radii, attacks on certified ones."""
+
+from covkeras.diagnostics.fidelity import Fidelity, fidelity
+
+__all__ = ["AttackOutcome", "Fidelity", "attack", "attack_certificates", "fidelity"]
+
+
+def __getattr__(name: str):
+    # The attack needs TensorFlow; fidelity runs on Keras' other backends too.
+    if name in ("AttackOutcome", "attack", "attack_certificates"):
+        from covkeras.diagnostics import attacking
+
+        return getattr(attacking, name)
+    raise AttributeError(f"module 'covkeras.diagnostics' has no attribute {name!r}")

@@ -1,0 +1,62 @@
+import numpy as np
+import pytest
+from conftest import DATA_DIR, grid_images
+from test_smoothing import linear_classifier
+
+from covkeras import SmoothedClassifier, datasets
+from covkeras.diagnostics import attack, attack_certificates
+
+
+def middling(rng, count):
+    """Images with room to 0 and to 1, on the grid."""
+    return (grid_images(rng, count, 4) * 255 // 2 + 64).astype("float32") / np.float32(255)
+
+
+def test_the_attack_on_a_linear_classifier_finds_the_boundary(rng):
+    """The true radius is known: nothing changes within it, nearly all do 5 % outside where [0, 1] leaves room."""
+    model, exact = linear_classifier(rng)
+    images = middling(rng, 400)
+    radius, label = exact(images)
+    there = (radius > 0.12) & (radius < 0.3)
+    images, radius, label = images[there], radius[there], label[there]
+    assert len(images) > 30
+    smoothed = SmoothedClassifier(model, 0.25)
+    inside = attack(smoothed, images, label, 0.99 * radius)
+    assert (exact(inside)[1] == label).all()
+    outside = attack(smoothed, images, label, 1.05 * radius)
+    assert (exact(outside)[1] != label).mean() > 0.95
+    for found, factor in ((inside, 0.99), (outside, 1.05)):
+        distance = np.linalg.norm((found.astype(np.float64) - images).reshape(len(images), -1), axis=1)
+        assert (distance <= factor * radius + 1e-6).all()
+        smoothed.noise.check(found)
+
+
+def test_certificates_hold_and_fail_outside(rng):
+    model, _ = linear_classifier(rng)
+    images = middling(rng, 200)
+    smoothed = SmoothedClassifier(model, 0.25)
+    certificates = smoothed.certify(images, n=5_000, alpha=0.001)
+    inside, outside = attack_certificates(smoothed, images, certificates, (1.0, 2.0))
+    far = certificates.radius[certificates.radius > 0] > 0.08
+    assert inside.tried == len(far) and far.sum() > 50
+    assert not inside.changed.any() and outside.changed[far].mean() > 0.9
+
+
+@pytest.mark.slow
+@pytest.mark.real_data
+def test_certificates_of_mnist_hold_under_attack():
+    """A small classifier, trained for a minute; 200 images: none changes inside its certified radius (each would with
+    probability alpha = .001 at most: three or more of them below 1e-3, so that the limit of 6 is 1e-10 away)."""
+    from covkeras import CertifiedTrainer, models, objectives
+
+    train, test = (datasets.load("mnist", split, DATA_DIR) for split in ("train", "test"))
+    classifier = models.lenet((28, 28, 1))
+    trainer = CertifiedTrainer(classifier, objectives.GaussianAugmentation(sigma=0.25))
+    trainer.compile(optimizer="adam")
+    trainer.fit(train.batches(128), steps_per_epoch=300, verbose=0, shuffle=False)
+    smoothed = SmoothedClassifier(classifier, 0.25, precision="bfloat16", shared_noise=True)
+    images = test.floats(slice(0, 240))
+    certificates = smoothed.certify(images, n=2_000, alpha=0.001)
+    inside, outside = attack_certificates(smoothed, images, certificates, (1.0, 4.0), n=500, steps=8, copies=8)
+    assert inside.tried >= 200 and inside.changed.sum() <= 6
+    assert outside.changed.mean() > 0.3

@@ -1,0 +1,146 @@
+import keras
+import mpmath
+import numpy as np
+import pytest
+import scipy.stats
+import tensorflow as tf
+from conftest import grid_images
+from keras import layers, ops
+
+from covkeras import SmoothedClassifier
+from covkeras.certification import GaussianNoise, LatticeNoise, noise
+from covkeras.certification.noise import ESTIMATION, lattice_thresholds
+
+SHAPE = (1_000, 10, 10, 1)
+
+
+@pytest.mark.parametrize("kind", [GaussianNoise, LatticeNoise])
+def test_streams_are_disjoint_and_normal(kind):
+    source = kind(1.0)
+    streams = [
+        np.asarray(source.draw(seed, index, phase, block, SHAPE)[0]).ravel()
+        for seed, index, phase, block in [(0, 0, 0, 0), (0, 0, 0, 1), (0, 0, 1, 0), (0, 1, 0, 0), (1, 0, 0, 0)]
+    ]
+    for i, a in enumerate(streams):
+        if kind is GaussianNoise:
+            # Kolmogorov-Smirnov and correlation: five tests and ten pairs, false alarm below 1e-7 together.
+            assert scipy.stats.kstest(a, "norm").pvalue > 1e-9
+        for b in streams[:i]:
+            assert abs(np.corrcoef(a, b)[0, 1]) < 6.5 / np.sqrt(len(a))
+            assert (a == b).mean() < 0.01
+    assert np.array_equal(np.asarray(source.draw(0, 0, 0, 0, SHAPE)[0]).ravel(), streams[0])
+
+
+@pytest.mark.parametrize("sigma", [1 / 255, 0.12, 0.25, 0.5, 1.0, 2.5])
+def test_thresholds_against_forty_digits(sigma):
+    """Computed in float64, each within half the doubt that voids a sample."""
+    thresholds = lattice_thresholds(sigma)
+    half = len(thresholds) // 2
+    assert half == 255 * (max(1, int(6 * sigma)) + 1)
+    with mpmath.workdps(40):
+        for position in sorted({*range(0, 2 * half, 37), *range(half - 30, half + 30), 0, 2 * half - 1}):
+            i = position - half
+            exact = mpmath.mpf(2) ** 60 * mpmath.ncdf((2 * i + 1) / (510 * mpmath.mpf(sigma)))
+            assert abs(int(thresholds[position]) - exact) <= noise._DOUBT / 2
+
+
+@pytest.mark.parametrize("sigma", [0.25, 1.0])
+def test_lattice_noise_has_the_exact_distribution(sigma):
+    """Chi-square on 10^7 draws, levels of fewer than 20 expected draws pooled: false alarm 1e-8."""
+    source = LatticeNoise(sigma)
+    draws, certain = source.draw(3, 5, ESTIMATION, 7, (1_000, 100, 100, 1))
+    draws = np.asarray(draws).ravel().astype(int)
+    assert np.asarray(certain).all()
+    half = 255 * (source.reach + 1)
+    edges = scipy.stats.norm.cdf((2 * np.arange(-half, half) + 1) / (510 * sigma))
+    expected = np.diff(np.concatenate([[0.0], edges, [1.0]])) * draws.size
+    counts = np.bincount(draws + half, minlength=2 * half + 1)
+    common = expected >= 20
+    observed = np.append(counts[common], counts[~common].sum())
+    predicted = np.append(expected[common], expected[~common].sum())
+    assert scipy.stats.chisquare(observed, predicted * observed.sum() / predicted.sum()).pvalue > 1e-8
+
+
+def test_intervals_of_doubt_lie_around_every_threshold():
+    for sigma in (1 / 255, 0.12, 0.25, 0.5, 1.0):
+        first, edges = noise._doubtful_intervals(lattice_thresholds(sigma))
+        assert (np.diff(edges) > 0).all()
+        for u in lattice_thresholds(sigma):
+            assert np.searchsorted(edges, u, side="right") % 2 == 1 or not 0 <= u < 2**60
+        # The middle's level is 0, and the two halves mirror each other.
+        assert np.searchsorted(edges, 2**59, side="right") // 2 + first == 0
+        widths = np.diff(edges)[1:-1]
+        assert abs(widths - widths[::-1]).max() <= 1
+
+
+def test_copies_are_on_the_grid_and_clipped(rng):
+    source = LatticeNoise(0.5)
+    image = grid_images(rng, 1, 10)[0]
+    drawn, _ = source.draw(0, 0, ESTIMATION, 0, SHAPE)
+    drawn = np.asarray(drawn) * np.where(np.arange(1_000) % 2, 1, 4)[:, None, None, None]
+    copies = np.asarray(source.add(tf.constant(image), tf.constant(drawn, tf.float32)), np.float64)
+    expected = np.clip(np.round(image.astype(np.float64) * 255) + drawn, -255 * 3, 255 * 4)
+    assert np.array_equal(copies, (expected.astype(np.float32) / np.float32(255)).astype(np.float64))
+    assert copies.min() == -3.0 and copies.max() == 4.0
+
+
+def test_void_copies_vote_for_nobody_and_count(rng, monkeypatch):
+    """With doubt as wide as a tenth of a level's share about one copy in ten has a doubtful pixel."""
+    model = keras.Sequential([keras.Input((2, 2, 1)), layers.Flatten(), layers.Dense(2)])
+    monkeypatch.setattr(noise, "_DOUBT", 2**46)
+    smoothed = SmoothedClassifier(model, 0.5, batch_size=64)
+    certain = [np.asarray(smoothed.noise.draw(0, 0, ESTIMATION, b, (64, 2, 2, 1))[1]) for b in range(16)]
+    void = 1_000 - np.concatenate(certain)[:1_000].sum()
+    assert 10 < void < 900
+    votes = smoothed.ballot.count(grid_images(rng, 1, 2), [0], ESTIMATION, 1_000, 0)
+    assert votes.sum() == 1_000 - void
+
+
+def low_bits_classifier():
+    """Class 1 where every pixel near 0 is a multiple of 2^-28, as the sums 16/255 + eps are there, and eps is not."""
+
+    def logits(images):
+        near = ops.abs(images) < 2.0**-6
+        coarse = images * 2.0**28 == ops.round(images * 2.0**28)
+        fine, rounded = (ops.sum(ops.cast(mask, "float32"), (1, 2, 3)) for mask in (near & ~coarse, near & coarse))
+        return ops.stack([fine, 0.5 * ops.sign(rounded)], -1)
+
+    images = keras.Input((28, 28, 1))
+    return keras.Model(images, layers.Lambda(logits, output_shape=(2,))(images))
+
+
+def test_rounding_leaks_the_image_and_the_lattice_does_not():
+    """A classifier that reads low bits gets a certificate of 2.9 in float32, where an image 1.8 away is of the other
+    class nearly always. On the lattice the two images are of one class, as the certificate says."""
+    black = np.zeros((1, 28, 28, 1), np.float32)
+    grey = np.full_like(black, np.float32(16) / np.float32(255))
+    distance = float(np.linalg.norm(grey - black))
+    answers = {}
+    for name in ("gaussian", "lattice"):
+        smoothed = SmoothedClassifier(low_bits_classifier(), sigma=1.0, noise=name)
+        certificate = smoothed.certify(black, n0=100, n=20_000, alpha=0.001)
+        there = smoothed.predict(grey, n=2_000, alpha=1e-6)
+        assert certificate.label[0] == 0
+        answers[name] = certificate.radius[0], there.counts[0, 1] / 2_000
+    assert answers["gaussian"][0] > 1.5 * distance and answers["gaussian"][1] > 0.99
+    radius, other = answers["lattice"]
+    # The class at the grey image is the certified one.
+    assert radius > 0 and other < 0.01
+
+
+def test_images_off_the_grid_are_refused(rng):
+    model = keras.Sequential([keras.Input((2, 2, 1)), layers.Flatten(), layers.Dense(2)])
+    off = np.full((1, 2, 2, 1), 0.3337, np.float32)
+    with pytest.raises(ValueError, match=r"images must be multiples of 1/255.*np.round\(images \* 255\) / 255"):
+        SmoothedClassifier(model, 0.5).certify(off)
+    assert len(SmoothedClassifier(model, 0.5, noise="gaussian").certify(off, 10, 10)) == 1
+    for dtype in (np.float32, np.float64):
+        LatticeNoise(0.5).check((np.arange(256).reshape(1, 16, 16, 1) / 255).astype(dtype))
+
+
+def test_bad_noise_is_refused():
+    model = keras.Sequential([keras.Input((2, 2, 1)), layers.Flatten(), layers.Dense(2)])
+    with pytest.raises(ValueError, match="noise must be one of lattice, gaussian, got 'uniform'"):
+        SmoothedClassifier(model, 0.5, noise="uniform")
+    with pytest.raises(ValueError, match="sigma must be at least 1/255"):
+        SmoothedClassifier(model, 0.003)

@@ -1,0 +1,72 @@
+"""Attacks certified images: predictions must not change within the certified radius; shows how far outside they do.
+
+Projected gradient ascent on the smoothed classifier, at several multiples of each image's certified radius. Reads a
+certificates.tsv with the settings beside it (FILE.json), as run.py and certify.py write them.
+"""
+
+import argparse
+import json
+import sys
+
+from covkeras import startup
+
+startup.quiet_tensorflow()
+
+import keras  # noqa: E402
+
+from covkeras import cli, datasets, diagnostics, jobs, report  # noqa: E402
+from covkeras.certification import SmoothedClassifier, records  # noqa: E402
+
+EXAMPLES = """examples:
+  python training/attack.py runs/digits/classifier.keras --certificates runs/digits/certificates.tsv
+  python training/attack.py mine.keras --certificates mine.tsv --data-dir DIR --factors 1 1.25 1.5 2 --max 200
+"""
+
+
+def parse(arguments=None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=cli.Formatter, allow_abbrev=False
+    )
+    parser.add_argument("classifier", help="the certified classifier (.keras)")
+    parser.add_argument("--certificates", required=True, metavar="FILE", help="its certificates.tsv")
+    parser.add_argument("--data-dir", metavar="DIR", help="folder of prepared TFDS data sets (default: TFDS's own)")
+    parser.add_argument("--max", type=int, default=200, help="attack so many images at most (default: 200)")
+    parser.add_argument("--factors", type=float, nargs="+", default=[1.0, 1.25, 1.5, 2.0, 3.0], help="of the radius")
+    parser.add_argument("--steps", type=int, default=20, help="of the ascent (default: 20)")
+    parser.add_argument("--copies", type=int, default=16, help="noisy copies for the gradient (default: 16)")
+    parser.add_argument("--n", type=int, default=1_000, help="samples of a prediction (default: 1,000)")
+    parser.add_argument("--seed", type=int, default=1, help="of the attack's and the predictions' noise (default: 1)")
+    return parser.parse_args(arguments)
+
+
+def attack(flags, stop) -> None:
+    beside = records.sidecar(flags.certificates)
+    if not beside.exists():
+        raise ValueError(f"{flags.certificates} has no {beside.name} that says what made it.")
+    settings = json.loads(beside.read_text())
+    classifier = keras.models.load_model(flags.classifier, compile=False)
+    smoothed = SmoothedClassifier(classifier, settings["sigma"], noise=settings["noise"])
+    indices, _, certificates = jobs.sorted_certificates(flags.certificates)
+    chosen = (certificates.radius > 0).nonzero()[0][: flags.max]
+    data = datasets.load(settings["data"], settings["split"], flags.data_dir, settings.get("image_size", 0))
+    images, part = data.floats(indices[chosen]), certificates.take(chosen)
+    rows = [["factor", "images", "changed", "abstained", "unchanged", "median distance"]]
+    for factor in jobs.progress_bar(iterable=flags.factors, desc="attack", unit="factor"):
+        (outcome,) = diagnostics.attack_certificates(
+            smoothed, images, part, [factor], flags.n, settings["alpha"], flags.steps, flags.copies, flags.seed
+        )
+        changed, abstained = int(outcome.changed.sum()), int(outcome.abstained.sum())
+        kept, distance = outcome.tried - changed - abstained, sorted(outcome.distance)[outcome.tried // 2]
+        rows.append([f"{factor:g}", str(outcome.tried), str(changed), str(abstained), str(kept), f"{distance:.3f}"])
+        if stop():
+            break
+    print(report.plain(rows))
+
+
+def main(arguments=None) -> int:
+    flags = parse(arguments)
+    return cli.run(lambda stop: attack(flags, stop))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
