@@ -24,31 +24,49 @@ from covkeras import models, report  # noqa: E402
 from covkeras.certification import SmoothedClassifier  # noqa: E402
 from covkeras.certification.noise import ESTIMATION  # noqa: E402
 
-CASES = {"lenet": (models.lenet, 16), "resnet": (models.preact_resnet18, 2)}
+CASES = {
+    "lenet": (models.lenet, "float32", 4),
+    "lenet bfloat16": (models.lenet, "bfloat16", 16),
+    "resnet": (models.preact_resnet18, "float32", 1),
+}
+IMAGES = 16
 
 
-def measure(title: str, rounds: int) -> list[str]:
-    build, batches = CASES[title]
-    classifier = build()
-    smoothed = SmoothedClassifier(classifier, 0.5)
-    batch, n = smoothed.batch_size, batches * smoothed.batch_size
-    image = np.full(smoothed.image_shape, 0.5, np.float32)
-    noisy = image + 0.5 * tf.random.stateless_normal((batch, *smoothed.image_shape), [0, 0])
+def measure(title: str, rounds: int) -> list[list[str]]:
+    build, precision, batches = CASES[title]
+    options = [("gaussian", False), ("gaussian", True), ("lattice", False), ("lattice", True)]
+    smoothed = [SmoothedClassifier(build(), 0.5, None, *option, precision) for option in options]
+    classifier, batch = smoothed[0].classifier, smoothed[0].batch_size
+    count = IMAGES if title != "resnet" else 4
+    images = np.zeros((count, *smoothed[0].image_shape), np.float32)
+    noisy = 0.5 * tf.random.stateless_normal((batch, *smoothed[0].image_shape), [0, 0])
 
     @tf.function
     def bare():
         loop = tf.while_loop(
-            lambda i, _: i < batches,
+            lambda i, _: i < batches * count,
             lambda i, total: (i + 1, total + tf.reduce_sum(classifier(noisy + tf.cast(i, tf.float32) * 0.0))),
             (tf.constant(0), tf.constant(0.0)),
         )
         return loop[1]
 
-    sides = {"certify": lambda: smoothed.votes(image, n, 0, 0, ESTIMATION), "bare": lambda: bare().numpy()}
-    seconds = interleave(sides, rounds)
-    ratios = np.array(seconds["bare"]) / np.array(seconds["certify"])
-    low, middle, high = np.quantile(ratios, [0.25, 0.5, 0.75])
-    return [title, str(batch), f"{middle:.2f}", f"{low:.2f} to {high:.2f}", str(rounds)]
+    sides = {"bare": lambda: bare().numpy()}
+    for option, one in zip(options, smoothed, strict=True):
+        sides[option] = lambda one=one: certify(one, images, batches * batch)
+    seconds, rows = interleave(sides, rounds), []
+    for noise, shared in options:
+        ratios = np.array(seconds["bare"]) / np.array(seconds[noise, shared])
+        low, middle, high = np.quantile(ratios, [0.25, 0.5, 0.75])
+        name = f"{noise}, shared" if shared else noise
+        rows.append([title, str(batch), name, f"{middle:.2f}", f"{low:.2f} to {high:.2f}", str(rounds)])
+    return rows
+
+
+def certify(smoothed, images, n: int) -> None:
+    """The votes of every image, as `certify` counts them: image by image, or together where they share the noise."""
+    size = len(images) if smoothed.shared_noise else 1
+    for i in range(0, len(images), size):
+        smoothed.ballot.count(images[i : i + size], range(i, i + size), ESTIMATION, n, 0)
 
 
 def main() -> None:
@@ -56,8 +74,8 @@ def main() -> None:
     parser.add_argument("--only", choices=CASES, help="one case")
     parser.add_argument("--rounds", type=int, default=15, help="timed rounds (default 15)")
     flags = parser.parse_args()
-    rows = [["classifier", "batch", "certify / bare forward", "middle half", "rounds"]]
-    rows += [measure(title, flags.rounds) for title in ([flags.only] if flags.only else CASES)]
+    rows = [["classifier", "batch", "noise", "certify / bare forward", "middle half", "rounds"]]
+    rows += [row for title in ([flags.only] if flags.only else CASES) for row in measure(title, flags.rounds)]
     print(report.plain(rows))
 
 

@@ -119,11 +119,12 @@ def check_batch(recipe: Recipe, replicas: int) -> None:
         raise ValueError(f"batch_size must be divisible by the {replicas} devices, got {recipe.batch_size}.")
 
 
-def train(recipe: Recipe, folder: RunFolder, environment=Environment(), title: str = "train"):
+def train(recipe: Recipe, folder: RunFolder, environment=Environment(), title: str = "train", trainer=None):
     """Trains the recipe's classifier in its folder and returns it; resumes, or returns the one that is done.
 
     Args:
         recipe: what to train. folder: claimed for the recipe. environment: where and how. title: of the progress bar.
+        trainer: of `build_trainer` for the recipe; by default it is built.
 
     Raises:
         Interrupted: a stop was asked for; everything is saved. NonFiniteLoss. OSError: the disk is full.
@@ -138,8 +139,9 @@ def train(recipe: Recipe, folder: RunFolder, environment=Environment(), title: s
     steps = data.steps_per_epoch(recipe.batch_size)
     strategy = devices.strategy(environment.devices)
     check_batch(recipe, strategy.num_replicas_in_sync)
-    with strategy.scope():
-        trainer = build_trainer(recipe, data)
+    if trainer is None:
+        with strategy.scope():
+            trainer = build_trainer(recipe, data)
     checkpoints = CheckpointFolder(folder.checkpoints, recipe.digest())
     epoch, step = checkpoints.restore(trainer) or (0, 0)
     folder.keep_history(epoch)

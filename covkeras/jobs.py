@@ -60,23 +60,30 @@ def smoothed(recipe: Recipe, classifier, environment=Environment()) -> SmoothedC
     )
 
 
-def certify(recipe: Recipe, folder: RunFolder, classifier, environment=Environment(), title: str = "certify"):
-    """Certifies the recipe's test images, appending to certificates.tsv; images already there are not done again.
+def certify(
+    recipe: Recipe,
+    folder: RunFolder,
+    classifier,
+    environment=Environment(),
+    title: str = "certify",
+    split: str = "test",
+):
+    """Certifies the first images of the recipe's split, appending to certificates.tsv; images already there are not done again.
 
     Returns:
-        (indices, labels, Certificates) of all certified images, in the order of the test set.
+        (indices, labels, Certificates) of all certified images, in the order of the split.
 
     Raises:
         ValueError: the classifier has another head, or takes other images, than the data set; or certificates.tsv was
             made with another classifier or other settings.
         Interrupted: a stop was asked for; every finished image is in the file.
     """
-    data = environment.load(recipe, "test").head(recipe.certify_images)
+    data = environment.load(recipe, split).head(recipe.certify_images)
     check_fits(classifier, recipe.data, data.image_shape, len(data.class_names))
     check_labels(data.labels, len(data.class_names))
     certifier = smoothed(recipe, classifier, environment)
     n0, n, alpha, seed = recipe.certify_n0, recipe.certify_n, recipe.certify_alpha, recipe.seed
-    what = {"data": recipe.data, "split": "test", "n0": n0, "n": n, "alpha": alpha, "seed": seed}
+    what = {"data": recipe.data, "split": split, "n0": n0, "n": n, "alpha": alpha, "seed": seed}
     with records.open_records(folder.certificates_file, records.settings_of(certifier, **what)) as file:
         todo = undone(file, np.arange(len(data)))
         work = enumerate(certifier.certify_each(data.floats(todo), n0, n, alpha, seed, todo))

@@ -1,9 +1,7 @@
 """Tables, plots and the HTML page of certified results. Readable in black and white and by the colour-blind."""
 
-import base64
 import dataclasses
 import html
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,16 +9,8 @@ import numpy as np
 
 from covkeras.certification.certificates import Certificates, average_certified_radius, certified_accuracy
 from covkeras.diagnostics import Fidelity
+from covkeras.pages import STYLES, html_table, markdown, new_figure, page, picture, plain, png
 from covkeras.recipes import Recipe
-
-# Okabe and Ito's colours, each with a line style of its own.
-_STYLES = (
-    ("#0072B2", "-"),
-    ("#D55E00", "--"),
-    ("#009E73", "-."),
-    ("#CC79A7", ":"),
-    ("#000000", (0, (5, 1, 1, 1, 1, 1))),
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,46 +59,13 @@ def fidelity_table(results: Sequence[Result]) -> list[list[str]]:
     return rows
 
 
-def plain(rows: list[list[str]]) -> str:
-    """Lays a table out for the terminal: words to the left, numbers to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    left = [not _is_number(rows[-1][i]) for i in range(len(widths))]
-    pad = [str.ljust if side else str.rjust for side in left]
-    return "\n".join("  ".join(p(c, w) for p, c, w in zip(pad, row, widths, strict=True)).rstrip() for row in rows)
-
-
-def markdown(rows: list[list[str]]) -> str:
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    rule = "|" + "|".join("---" if not _is_number(cell) else "---:" for cell in rows[-1]) + "|"
-    return "\n".join([lines[0], rule, *lines[1:]])
-
-
-def _html_table(rows: list[list[str]], numbers: bool = True) -> str:
-    """`numbers`: columns of numbers, told by their last row, go to the right."""
-    right = [numbers and _is_number(cell) for cell in rows[-1]]
-
-    def line(row, tag):
-        cells = (f"<{tag}{' class=n' if r else ''}>{html.escape(c)}</{tag}>" for c, r in zip(row, right, strict=True))
-        return "<tr>" + "".join(cells) + "</tr>"
-
-    return "<table>" + line(rows[0], "th") + "".join(line(r, "td") for r in rows[1:]) + "</table>"
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
 def accuracy_plot(results: Sequence[Result], caption: str = ""):
     """Returns the figure of certified accuracy against radius, one step curve per result."""
-    figure, axes = _figure()
+    figure, axes = new_figure()
     largest = max(float(r.certificates.radius.max(initial=0.0)) for r in results)
     radii = np.linspace(0, 1.05 * largest or 1.0, 500)
     for i, result in enumerate(results):
-        colour, style = _STYLES[i % len(_STYLES)]
+        colour, style = STYLES[i % len(STYLES)]
         acr = average_certified_radius(result.certificates, result.labels)
         accuracy = certified_accuracy(result.certificates, result.labels, radii)
         axes.plot(radii, accuracy, color=colour, linestyle=style, linewidth=2, label=f"{result.name}, ACR {acr:.3f}")
@@ -121,10 +78,10 @@ def accuracy_plot(results: Sequence[Result], caption: str = ""):
 
 def fidelity_plot(result: Result):
     """Returns the scatter of propagated against certified radius, one panel per estimate."""
-    figure, panels = _figure(len(result.fidelity))
+    figure, panels = new_figure(len(result.fidelity))
     for i, (axes, f) in enumerate(zip(np.atleast_1d(panels), result.fidelity, strict=True)):
         certified, radius = f.certified[f.compared], f.radius[f.compared]
-        axes.scatter(certified, radius, s=14, facecolors="none", edgecolors=_STYLES[i][0], linewidths=0.9)
+        axes.scatter(certified, radius, s=14, facecolors="none", edgecolors=STYLES[i][0], linewidths=0.9)
         end = max(certified.max(initial=0.1), 0.1) * 1.05
         axes.plot([0, end], [0, end], color="#888888", linewidth=1)
         axes.annotate("equal", (end, end), ha="right", va="bottom", color="#666666", fontsize=8)
@@ -139,9 +96,9 @@ def fidelity_plot(result: Result):
 
 def history_plot(histories: dict[str, list[dict[str, str]]]):
     """Returns the figure of loss and accuracy on the training images, by epoch."""
-    figure, (left, right) = _figure(2)
+    figure, (left, right) = new_figure(2)
     for i, (name, rows) in enumerate(histories.items()):
-        colour, style = _STYLES[i % len(_STYLES)]
+        colour, style = STYLES[i % len(STYLES)]
         epochs = [int(r["epoch"]) + 1 for r in rows]
         for axes, key in ((left, "classification_loss"), (right, "accuracy")):
             axes.plot(epochs, [float(r[key]) for r in rows], color=colour, linestyle=style, linewidth=1.8, label=name)
@@ -149,18 +106,6 @@ def history_plot(histories: dict[str, list[dict[str, str]]]):
     right.set(xlabel="epoch", ylabel="training accuracy", ylim=(0, 1))
     left.legend(frameon=False)
     return figure
-
-
-def _figure(columns: int = 1):
-    # The object interface: pyplot would pick a display and keep every figure alive.
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(4.2 * columns if columns > 1 else 6.4, 4.2), layout="constrained")
-    axes = figure.subplots(1, columns)
-    for a in np.atleast_1d(axes):
-        a.spines[["top", "right"]].set_visible(False)
-        a.grid(alpha=0.25)
-    return figure, axes
 
 
 def write_report(
@@ -181,7 +126,7 @@ def write_report(
     figures |= {f"fidelity_{i}": fidelity_plot(r) for i, r in enumerate(results) if r.fidelity}
     if histories and all(histories.values()):
         figures["training"] = history_plot(histories)
-    images = {name: _png(figure) for name, figure in figures.items()}
+    images = {name: png(figure) for name, figure in figures.items()}
     for name, data in images.items():
         (folder / f"{name}.png").write_bytes(data)
     tables = [accuracy_table(results)]
@@ -190,12 +135,6 @@ def write_report(
     (folder / "table.md").write_text(f"# {title}\n\n{caption}\n\n" + "\n\n".join(map(markdown, tables)) + "\n")
     (folder / "index.html").write_text(_page(title, caption, tables, images, recipe))
     return "\n\n".join(map(plain, tables))
-
-
-def _png(figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150)
-    return buffer.getvalue()
 
 
 _NOTES = (
@@ -208,25 +147,16 @@ _NOTES = (
 
 
 def _page(title, caption, tables, images, recipe) -> str:
-    def picture(name):
-        data = base64.b64encode(images[name]).decode()
-        return f'<img alt="{html.escape(name)}" src="data:image/png;base64,{data}">'
-
-    parts = [f"<h1>{html.escape(title)}</h1><p>{html.escape(caption)}</p>", picture("curve"), _html_table(tables[0])]
+    parts = [f"<p>{html.escape(caption)}</p>", picture("curve", images["curve"]), html_table(tables[0])]
     parts.append(f"<p class=note>{_NOTES[0]}</p>")
     if len(tables) > 1:
-        parts += ["<h2>Propagated against certified radius</h2>", _html_table(tables[1])]
-        parts += [picture(n) for n in images if n.startswith("fidelity")] + [f"<p class=note>{_NOTES[1]}</p>"]
+        parts += ["<h2>Propagated against certified radius</h2>", html_table(tables[1])]
+        parts += [picture(n, images[n]) for n in images if n.startswith("fidelity")] + [
+            f"<p class=note>{_NOTES[1]}</p>"
+        ]
     if "training" in images:
-        parts += ["<h2>Training</h2>", picture("training")]
+        parts += ["<h2>Training</h2>", picture("training", images["training"])]
     if recipe:
         rows = [["field", "value"], *[[k, str(v)] for k, v in dataclasses.asdict(recipe).items()]]
-        parts += ["<h2>Recipe</h2>", _html_table(rows, numbers=False)]
-    style = (
-        "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}"
-        "img{max-width:100%}table{border-collapse:collapse;margin:1rem 0;font-size:.9rem;display:block;overflow-x:auto}"
-        "td,th{padding:.3rem .7rem;border-bottom:1px solid #ddd;text-align:left}.n{text-align:right}"
-        ".note{color:#555;font-size:.9rem}"
-    )
-    head = f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title><style>{style}</style>"
-    return head + "<body>" + "\n".join(parts) + "</body></html>\n"
+        parts += ["<h2>Recipe</h2>", html_table(rows, numbers=False)]
+    return page(title, parts)

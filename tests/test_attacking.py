@@ -13,7 +13,7 @@ def middling(rng, count):
 
 
 def test_the_attack_on_a_linear_classifier_finds_the_boundary(rng):
-    """The true radius is known: nothing changes within it, nearly all do 5 % outside where [0, 1] leaves room."""
+    """The true radius is known: nothing changes within it, nearly all do 15 % outside, of which the grid takes 5."""
     model, exact = linear_classifier(rng)
     images = middling(rng, 400)
     radius, label = exact(images)
@@ -23,9 +23,9 @@ def test_the_attack_on_a_linear_classifier_finds_the_boundary(rng):
     smoothed = SmoothedClassifier(model, 0.25)
     inside = attack(smoothed, images, label, 0.99 * radius)
     assert (exact(inside)[1] == label).all()
-    outside = attack(smoothed, images, label, 1.05 * radius)
+    outside = attack(smoothed, images, label, 1.15 * radius)
     assert (exact(outside)[1] != label).mean() > 0.95
-    for found, factor in ((inside, 0.99), (outside, 1.05)):
+    for found, factor in ((inside, 0.99), (outside, 1.15)):
         distance = np.linalg.norm((found.astype(np.float64) - images).reshape(len(images), -1), axis=1)
         assert (distance <= factor * radius + 1e-6).all()
         smoothed.noise.check(found)

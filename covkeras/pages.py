@@ -1,0 +1,88 @@
+"""Tables for the terminal, Markdown and HTML, figures, and pages made of them: plain, readable in black and white and
+by the colour-blind."""
+
+import base64
+import html
+import io
+from collections.abc import Sequence
+
+import numpy as np
+
+# Okabe and Ito's colours, each with a line style of its own.
+STYLES = (
+    ("#0072B2", "-"),
+    ("#D55E00", "--"),
+    ("#009E73", "-."),
+    ("#CC79A7", ":"),
+    ("#000000", (0, (5, 1, 1, 1, 1, 1))),
+)
+
+
+def plain(rows: list[list[str]]) -> str:
+    """Lays a table out for the terminal: words to the left, numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    left = [not _is_number(rows[-1][i]) for i in range(len(widths))]
+    pad = [str.ljust if side else str.rjust for side in left]
+    return "\n".join("  ".join(p(c, w) for p, c, w in zip(pad, row, widths, strict=True)).rstrip() for row in rows)
+
+
+def markdown(rows: list[list[str]]) -> str:
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    rule = "|" + "|".join("---" if not _is_number(cell) else "---:" for cell in rows[-1]) + "|"
+    return "\n".join([lines[0], rule, *lines[1:]])
+
+
+def html_table(rows: list[list[str]], numbers: bool = True) -> str:
+    """`numbers`: columns of numbers, told by their last row, go to the right."""
+    right = [numbers and _is_number(cell) for cell in rows[-1]]
+
+    def line(row, tag):
+        cells = (f"<{tag}{' class=n' if r else ''}>{html.escape(c)}</{tag}>" for c, r in zip(row, right, strict=True))
+        return "<tr>" + "".join(cells) + "</tr>"
+
+    return "<table>" + line(rows[0], "th") + "".join(line(r, "td") for r in rows[1:]) + "</table>"
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def new_figure(columns: int = 1):
+    """Returns a figure with panels side by side, and its axes (one, or an array)."""
+    # The object interface: pyplot would pick a display and keep every figure alive.
+    from matplotlib.figure import Figure
+
+    made = Figure(figsize=(4.2 * columns if columns > 1 else 6.4, 4.2), layout="constrained")
+    axes = made.subplots(1, columns)
+    for a in np.atleast_1d(axes):
+        a.spines[["top", "right"]].set_visible(False)
+        a.grid(alpha=0.25)
+    return made, axes
+
+
+def png(figure) -> bytes:
+    """Returns the figure as PNG."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150)
+    return buffer.getvalue()
+
+
+def picture(name: str, data: bytes) -> str:
+    """Returns an image tag that holds the PNG itself: the page is one file."""
+    return f'<img alt="{html.escape(name)}" src="data:image/png;base64,{base64.b64encode(data).decode()}">'
+
+
+def page(title: str, parts: Sequence[str]) -> str:
+    """Returns an HTML page of the parts, which are HTML."""
+    style = (
+        "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}"
+        "img{max-width:100%}table{border-collapse:collapse;margin:1rem 0;font-size:.9rem;display:block;overflow-x:auto}"
+        "td,th{padding:.3rem .7rem;border-bottom:1px solid #ddd;text-align:left}.n{text-align:right}"
+        ".note{color:#555;font-size:.9rem}"
+    )
+    head = f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title><style>{style}</style>"
+    return head + f"<body><h1>{html.escape(title)}</h1>" + "\n".join(parts) + "</body></html>\n"

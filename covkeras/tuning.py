@@ -1,0 +1,311 @@
+"""Search for the recipe with the largest certified radius: a keras-tuner HyperModel over any fields of a recipe."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import keras_tuner as kt
+import numpy as np
+
+from covkeras import fitting, jobs
+from covkeras.certification.certificates import average_certified_radius, certified_accuracy
+from covkeras.devices import strategy
+from covkeras.files import write_aside
+from covkeras.interrupts import Interrupted
+from covkeras.recipes import Recipe
+from covkeras.runs import RunFolder
+from covkeras.validation import check_between, check_choice, check_count
+
+TUNERS = ("random", "bayesian", "hyperband", "grid", "ablation")
+_FIELDS = {field.name: field for field in dataclasses.fields(Recipe)}
+_NOT_SEARCHED = ("name", "source", "data", "reference", "decay_epochs", "seed")
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """What a recipe's field may be in a search: an interval, or a list of values.
+
+    field: its name. low, high: of the interval; whole numbers for a field of whole numbers. log: whether it is searched
+    by its logarithm. values: the list instead.
+    """
+
+    field: str
+    low: float | None = None
+    high: float | None = None
+    log: bool = False
+    values: tuple = ()
+
+    @classmethod
+    def parse(cls, text: str) -> "Range":
+        """Reads "lam=0:8", "learning_rate=0.001:0.1:log" or "r_max=0,0.1,0.2".
+
+        Raises:
+            ValueError: an unknown field, an empty or inverted range, a value that the field refuses.
+        """
+        name, equals, rest = text.partition("=")
+        name = name.strip().replace("-", "_")
+        searchable = [f for f in _FIELDS if f not in _NOT_SEARCHED and not f.startswith("certify_")]
+        if not equals or name not in searchable:
+            raise ValueError(f"search {text!r} must be FIELD=LOW:HIGH or FIELD=A,B,C, FIELD one of {searchable}.")
+        if "," in rest or ":" not in rest:
+            values = tuple(_value(name, v) for v in rest.split(",") if v.strip())
+            if not values or len(set(values)) < len(values):
+                raise ValueError(f"search {text!r} must list different values, such as {name}=1,2.")
+            return cls(name, values=values)
+        low, high, *scale = rest.split(":")
+        if scale not in ([], ["log"]) or _FIELDS[name].type not in (float, int):
+            raise ValueError(f"search {text!r} must be FIELD=LOW:HIGH[:log] of numbers, or a list FIELD=A,B,C.")
+        low, high = _value(name, low), _value(name, high)
+        if low >= high or (scale and low <= 0):
+            raise ValueError(f"search {text!r} must have LOW below HIGH{', both above 0 for log' if scale else ''}.")
+        return cls(name, low, high, bool(scale))
+
+    def declare(self, hp: kt.HyperParameters):
+        """Registers the range with keras-tuner and returns the field's value in this trial."""
+        if self.values:
+            return hp.Choice(self.field, list(self.values), ordered=_FIELDS[self.field].type in (float, int))
+        kind = hp.Int if _FIELDS[self.field].type is int else hp.Float
+        return kind(self.field, self.low, self.high, sampling="log" if self.log else "linear")
+
+
+def _value(name: str, text: str):
+    """A field's value from its text, checked as the recipe checks it."""
+    kind = _FIELDS[name].type
+    try:
+        value = {"true": True, "false": False}[text.strip().lower()] if kind is bool else kind(text.strip())
+    except (ValueError, KeyError):
+        raise ValueError(f"search: {name} must be {kind.__name__}, got {text!r}.") from None
+    Recipe(**{name: value})
+    return value
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """What a search maximises, on validation images: "acr", or "accuracy@R", the certified accuracy at radius R."""
+
+    text: str = "acr"
+
+    def __post_init__(self):
+        kind, _, radius = self.text.partition("@")
+        try:
+            valid = self.text == "acr" or (kind == "accuracy" and 0 <= float(radius) < math.inf)
+        except ValueError:
+            valid = False
+        if not valid:
+            raise ValueError(f"objective must be acr or accuracy@RADIUS, such as accuracy@0.5, got {self.text!r}.")
+
+    def value(self, certificates, labels) -> float:
+        if self.text == "acr":
+            return average_certified_radius(certificates, labels)
+        return float(certified_accuracy(certificates, labels, [float(self.text.partition("@")[2])])[0])
+
+
+class _Halt(Interrupted, kt.errors.FatalError):
+    """A stop that keras-tuner lets through: it takes any other exception for a failed trial."""
+
+
+class CertifiedHyperModel(kt.HyperModel):
+    """Trains a trial's recipe in a run folder of its own and certifies a fixed sample of validation images.
+
+    Every trial has the same seeds: the same weights at the start and, in certification, the same noise, so that trials
+    differ by their hyperparameters alone. The folder is named by the recipe's digest: a trial that is run again goes on
+    where it stopped. Hyperband's shorter rungs are shorter runs, the schedule scaled to them.
+
+    Args:
+        recipe: what the trials have in common. space: what differs. folder: of the search.
+        objective: to maximise. environment: where and how.
+    """
+
+    def __init__(
+        self, recipe: Recipe, space: Sequence[Range], folder, objective=Objective(), environment=jobs.Environment()
+    ):
+        super().__init__(name="certified")
+        self.recipe, self.space, self.folder = recipe, tuple(space), Path(folder)
+        self.objective, self.environment = objective, environment
+        self.data = fitting.load_training(recipe, environment)
+
+    def hyperparameters(self) -> kt.HyperParameters:
+        """Returns the whole space, declared up front: workers must agree on it before the first trial."""
+        hp = kt.HyperParameters()
+        for one in self.space:
+            one.declare(hp)
+        return hp
+
+    def trial_recipe(self, hp: kt.HyperParameters) -> Recipe:
+        """Returns the recipe of a trial's values."""
+        recipe = self.recipe.replace(**{one.field: one.declare(hp) for one in self.space})
+        return scaled(recipe, hp.values["tuner/epochs"]) if "tuner/epochs" in hp.values else recipe
+
+    def build(self, hp):
+        with strategy(self.environment.devices).scope():
+            return fitting.build_trainer(self.trial_recipe(hp), self.data)
+
+    def fit(self, hp, model, *args, **kwargs) -> dict[str, float]:
+        """Returns {objective: value}; a trial whose loss is not finite is marked as failed."""
+        return {self.objective.text: self.score(self.trial_recipe(hp), model)}
+
+    def score(self, recipe: Recipe, trainer=None) -> float:
+        """Trains and certifies one recipe, or reads what is there, and returns the objective's value."""
+        folder = self.run_folder(recipe)
+        folder.claim(recipe)
+        try:
+            classifier = fitting.train(recipe, folder, self.environment, f"train {label(recipe, self.space)}", trainer)
+            _, labels, certificates = jobs.certify(
+                recipe, folder, classifier, self.environment, "certify", split="validation"
+            )
+        except fitting.NonFiniteLoss as error:
+            raise kt.errors.FailedTrialError(str(error)) from None
+        except Interrupted:
+            raise _Halt from None
+        except OSError as error:
+            raise kt.errors.FatalError(str(error)) from error
+        return self.objective.value(certificates, labels)
+
+    def run_folder(self, recipe: Recipe) -> RunFolder:
+        return RunFolder(self.folder / "runs" / recipe.digest())
+
+
+def label(recipe: Recipe, space: Sequence[Range]) -> str:
+    """Names a trial by what differs: "lam 4, r_max 0.1"."""
+    values = ((one.field, getattr(recipe, one.field)) for one in space)
+    return ", ".join(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in values)
+
+
+def scaled(recipe: Recipe, epochs: int) -> Recipe:
+    """Returns the recipe over fewer epochs, its switch and decays at the same share of them."""
+    share = epochs / recipe.epochs
+    decays = sorted({max(1, round(share * e)) for e in recipe.decay_epochs})
+    return recipe.replace(
+        epochs=epochs,
+        switch_epoch=int(share * recipe.switch_epoch),
+        drop_epoch=int(share * recipe.drop_epoch),
+        decay_epochs=tuple(decays),
+    )
+
+
+class CertifiedTuner(kt.Tuner):
+    """Runs trials of a CertifiedHyperModel with any keras-tuner oracle; `load_model` gives a trial's classifier."""
+
+    def run_trial(self, trial, *args, **kwargs):
+        return self.hypermodel.fit(trial.hyperparameters, self.hypermodel.build(trial.hyperparameters))
+
+    def load_model(self, trial):
+        recipe = self.hypermodel.trial_recipe(trial.hyperparameters)
+        return fitting.train(recipe, self.hypermodel.run_folder(recipe), self.hypermodel.environment)
+
+
+class AblationOracle(kt.Oracle):
+    """Runs given trials in their order."""
+
+    def __init__(self, designs: list[dict], **kwargs):
+        super().__init__(**kwargs)
+        self.designs = designs
+
+    def populate_space(self, trial_id):
+        place = len(self.start_order)
+        if place >= len(self.designs):
+            return {"status": kt.engine.trial.TrialStatus.STOPPED, "values": None}
+        return {"status": kt.engine.trial.TrialStatus.RUNNING, "values": self.designs[place]}
+
+
+def designs(hypermodel: CertifiedHyperModel) -> list[dict]:
+    """Returns the values of an ablation's trials: one field at a time over its list, the others as in the recipe."""
+    base = {one.field: getattr(hypermodel.recipe, one.field) for one in hypermodel.space}
+    made = []
+    for one in hypermodel.space:
+        for value in one.values:
+            if (design := {**base, one.field: value}) not in made:
+                made.append(design)
+    return made
+
+
+def make_tuner(hypermodel: CertifiedHyperModel, kind: str = "bayesian", trials: int = 12, seed: int = 0):
+    """Returns the keras-tuner Tuner; the same folder resumes. With KERASTUNER_* set, this process is chief or worker.
+
+    Args:
+        hypermodel: what to search. kind: of TUNERS. trials: at most; Hyperband stops after one sweep if that is sooner.
+        seed: of the oracle.
+
+    Raises:
+        ValueError: an unknown tuner; a grid over intervals; a folder of another search, the differences listed.
+    """
+    check_choice("tuner", kind, TUNERS)
+    check_count("trials", trials)
+    if kind in ("grid", "ablation") and any(not one.values for one in hypermodel.space):
+        raise ValueError(f"the {kind} tuner takes lists, such as lam=0,0.5,1,4; got an interval.")
+    _claim(hypermodel, kind, seed)
+    common = {
+        "objective": kt.Objective(hypermodel.objective.text, "max"),
+        "hyperparameters": hypermodel.hyperparameters(),
+        "allow_new_entries": False,
+        "max_consecutive_failed_trials": trials,
+        "seed": seed,
+    }
+    if kind == "hyperband":
+        oracle = kt.oracles.HyperbandOracle(max_epochs=hypermodel.recipe.epochs, factor=3, **common)
+        oracle.max_trials = trials
+    elif kind == "ablation":
+        oracle = AblationOracle(designs(hypermodel), max_trials=trials, **common)
+    else:
+        oracles = {
+            "random": kt.oracles.RandomSearchOracle,
+            "bayesian": kt.oracles.BayesianOptimizationOracle,
+            "grid": kt.oracles.GridSearchOracle,
+        }
+        oracle = oracles[kind](max_trials=trials, **common)
+    return CertifiedTuner(oracle, hypermodel, directory=str(hypermodel.folder), project_name="trials", overwrite=False)
+
+
+def _claim(hypermodel: CertifiedHyperModel, kind: str, seed: int) -> None:
+    """Writes search.json, or refuses a folder of another search before the first trial."""
+    here = {
+        "tuner": kind,
+        "seed": seed,
+        "objective": hypermodel.objective.text,
+        "space": [dataclasses.asdict(one) for one in hypermodel.space],
+        "recipe": json.loads(hypermodel.recipe.to_json()),
+    }
+    path = hypermodel.folder / "search.json"
+    here = json.loads(json.dumps(here))
+    if path.exists():
+        there = json.loads(path.read_text())
+        differ = [f"{k}: {there.get(k)!r} there, {here[k]!r} here" for k in here if there.get(k) != here[k]]
+        if differ:
+            raise ValueError(f"{hypermodel.folder} holds another search ({'; '.join(differ)}). Choose another --out.")
+    elif hypermodel.folder.exists() and any(hypermodel.folder.iterdir()):
+        raise ValueError(f"{hypermodel.folder} is not empty and holds no search.json. Choose another --out.")
+    else:
+        write_aside(path, lambda aside: aside.write_text(json.dumps(here, indent=2) + "\n"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """One row of a search: name, the recipe, its score (None where it failed), and whether a seed or a baseline."""
+
+    name: str
+    recipe: Recipe
+    score: float | None
+    status: str = "done"
+
+
+def trials_of(oracle, hypermodel: CertifiedHyperModel) -> list[Trial]:
+    """Returns the oracle's trials, the best first, the failed last."""
+    rows = []
+    for trial in oracle.trials.values():
+        recipe = hypermodel.trial_recipe(trial.hyperparameters)
+        rows.append(Trial(label(recipe, hypermodel.space), recipe, trial.score, trial.status.lower()))
+    return sorted(rows, key=lambda row: -np.inf if row.score is None else row.score, reverse=True)
+
+
+def baselines(recipe: Recipe) -> dict[str, Recipe]:
+    """Returns what must stand beside any winner: the method without its robustness loss, and noise alone."""
+    plain = {"gaussian_augmentation": recipe.replace(method="gaussian_augmentation")}
+    return plain if recipe.method == "gaussian_augmentation" else {"lam 0": recipe.replace(lam=0.0), **plain}
+
+
+def over_seeds(hypermodel: CertifiedHyperModel, recipe: Recipe, seeds: int) -> np.ndarray:
+    """Returns the scores of a recipe trained with the seeds recipe.seed, recipe.seed + 1, ..."""
+    check_between("seeds", seeds, 1, 1_000, closed="both")
+    return np.array([hypermodel.score(recipe.replace(seed=recipe.seed + i)) for i in range(seeds)])
