@@ -68,7 +68,7 @@ def certify(
     title: str = "certify",
     split: str = "test",
 ):
-    """Certifies the first images of the recipe's split, appending to certificates.tsv; images already there are not done again.
+    """Certifies the first images of the recipe's split, appending to certificates.tsv those that are not there yet.
 
     Returns:
         (indices, labels, Certificates) of all certified images, in the order of the split.

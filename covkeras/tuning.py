@@ -64,10 +64,12 @@ class Range:
 
     def declare(self, hp: kt.HyperParameters):
         """Registers the range with keras-tuner and returns the field's value in this trial."""
+        kind = _FIELDS[self.field].type
         if self.values:
-            return hp.Choice(self.field, list(self.values), ordered=_FIELDS[self.field].type in (float, int))
-        kind = hp.Int if _FIELDS[self.field].type is int else hp.Float
-        return kind(self.field, self.low, self.high, sampling="log" if self.log else "linear")
+            # keras-tuner makes 0 and 1 of booleans.
+            return kind(hp.Choice(self.field, list(self.values), ordered=kind in (float, int)))
+        number = hp.Int if kind is int else hp.Float
+        return number(self.field, self.low, self.high, sampling="log" if self.log else "linear")
 
 
 def _value(name: str, text: str):
@@ -233,6 +235,7 @@ def make_tuner(hypermodel: CertifiedHyperModel, kind: str = "bayesian", trials: 
     """
     check_choice("tuner", kind, TUNERS)
     check_count("trials", trials)
+    check_count("seed", seed, 0)
     if kind in ("grid", "ablation") and any(not one.values for one in hypermodel.space):
         raise ValueError(f"the {kind} tuner takes lists, such as lam=0,0.5,1,4; got an interval.")
     _claim(hypermodel, kind, seed)
@@ -241,7 +244,8 @@ def make_tuner(hypermodel: CertifiedHyperModel, kind: str = "bayesian", trials: 
         "hyperparameters": hypermodel.hyperparameters(),
         "allow_new_entries": False,
         "max_consecutive_failed_trials": trials,
-        "seed": seed,
+        # keras-tuner takes 0 for no seed.
+        "seed": seed + 1,
     }
     if kind == "hyperband":
         oracle = kt.oracles.HyperbandOracle(max_epochs=hypermodel.recipe.epochs, factor=3, **common)
@@ -296,7 +300,7 @@ def trials_of(oracle, hypermodel: CertifiedHyperModel) -> list[Trial]:
     for trial in oracle.trials.values():
         recipe = hypermodel.trial_recipe(trial.hyperparameters)
         rows.append(Trial(label(recipe, hypermodel.space), recipe, trial.score, trial.status.lower()))
-    return sorted(rows, key=lambda row: -np.inf if row.score is None else row.score, reverse=True)
+    return sorted(rows, key=lambda row: (np.inf if row.score is None else -row.score, row.name))
 
 
 def baselines(recipe: Recipe) -> dict[str, Recipe]:

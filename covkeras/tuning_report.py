@@ -133,9 +133,9 @@ def write_search_report(
     recipe = hypermodel.recipe
     title = f"Search on {recipe.data}: {', '.join(one.field for one in hypermodel.space)}"
     note = (
-        f"Validation images only, the first {recipe.certify_images} of the split at most, sigma {recipe.sigma:g}, n = "
-        f"{recipe.certify_n:,}, alpha {recipe.certify_alpha:g}; the same noise for every trial. The best of many trials "
-        "is flattered by having been chosen: its seeds are the fairer figure, and the test images the last word."
+        f"Validation images only, the first {recipe.certify_images} of the split at most, sigma {recipe.sigma:g}, "
+        f"n = {recipe.certify_n:,}, alpha {recipe.certify_alpha:g}; the same noise for every trial. The best of many "
+        "trials is flattered by having been chosen: its seeds are the fairer figure, and the test images the last word."
     )
     parts = [f"<p class=note>{html.escape(note)}</p>", *(picture(n, d) for n, d in images.items())]
     parts += [part for name, rows in tables.items() for part in (f"<h2>{html.escape(name)}</h2>", html_table(rows))]
