@@ -50,7 +50,7 @@ class GaussianNoise:
 
         Args:
             seed, index, phase, block: int64 scalars (tensors or numbers), of which the noise is a function.
-            shape: (copies, height, width, channels), all dimensions known.
+            shape: (copies, height, width, channels), numbers or a tensor.
 
         Returns:
             The noise, float32 of `shape`; whether each copy counts, bool (copies,).
@@ -59,7 +59,7 @@ class GaussianNoise:
         normal = tf.raw_ops.StatelessRandomNormalV2(
             shape=shape, key=key, counter=counter, alg=_PHILOX, dtype=tf.float32
         )
-        return self.sigma * normal, tf.ones(shape[:1], tf.bool)
+        return self.sigma * normal, tf.ones(tf.shape(normal)[:1], tf.bool)
 
     def add(self, images, noise):
         """Returns the noisy copies, float32 of the shape of `noise`. images: float32, of a shape that broadcasts."""
@@ -103,7 +103,7 @@ class LatticeNoise:
         uniform = tf.bitcast(tf.bitwise.right_shift(bits, tf.constant(64 - _BITS, tf.uint64)), tf.int64)
         # An odd position lies within an interval of doubt.
         position = tf.reshape(tf.searchsorted(tf.constant(self._edges), tf.reshape(uniform, [-1]), side="right"), shape)
-        certain = tf.reduce_all(tf.bitwise.bitwise_and(position, 1) == 0, list(range(1, len(shape))))
+        certain = tf.reduce_all(tf.bitwise.bitwise_and(position, 1) == 0, list(range(1, len(position.shape))))
         return tf.cast(tf.bitwise.right_shift(position, 1) + self._first, tf.float32), certain
 
     def add(self, images, noise):
