@@ -1,6 +1,6 @@
 """covkeras: Keras image classifiers whose predictions come with a certificate.
 
-The public names, grouped as they are used: train, estimate, certify, report. Each is imported when it is first
+The public names, grouped as they are used: train, estimate, certify, report, serve. Each is imported when it is first
 asked for, so `import covkeras` costs nothing, and `covkeras.moments`, `covkeras.models` and `covkeras.objectives`
 (written in `keras.ops`) also run on Keras' other backends.
 
@@ -34,12 +34,15 @@ _NAMES = {
     "Certificates": "certification.certificates",
     "average_certified_radius": "certification.certificates",
     "certified_accuracy": "certification.certificates",
+    # Serving.
+    "export": "exporting.saved_model",
 }
 _MODULES = (
     "certification",
     "datasets",
     "devices",
     "diagnostics",
+    "exporting",
     "fitting",
     "jobs",
     "labels",
@@ -52,6 +55,7 @@ _MODULES = (
     "schedules",
     "startup",
     "trainer",
+    "tuning",
     "validation",
 )
 

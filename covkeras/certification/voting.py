@@ -37,13 +37,15 @@ class Ballot:
             long = tf.TensorSpec((), tf.int64)
             specs = [tf.TensorSpec((None, *self.image_shape), tf.float32), tf.TensorSpec((None,), tf.int64)]
             self._compiled["count"] = tf.function(
-                lambda *a: self._summed(lambda *r: self.loop(*a, *r)), input_signature=[*specs, *[long] * 3]
+                lambda *a: self._summed(lambda *r: self.loop(*a, *r)),
+                input_signature=[*specs, *[long] * 3],
+                autograph=False,
             )
         numbers = (tf.constant(int(v), tf.int64) for v in (phase, n, seed))
         return self._compiled["count"](tf.constant(images), tf.constant(indices, tf.int64), *numbers).numpy()
 
     def loop(self, images, indices, phase, n, seed, replica=0, replicas=1):
-        """`count` in the graph, its arguments int64 tensors; one replica's part: every so manieth block of each image."""
+        """`count` in the graph, its arguments int64 tensors; one replica's part: every so manieth block."""
         batch = tf.minimum(n, self.batch_size)
         blocks, positions = (n + batch - 1) // batch, tf.range(batch, dtype=tf.int64)
         shape = tf.concat([[batch], tf.constant(self.image_shape, tf.int64)], 0)
@@ -57,8 +59,8 @@ class Ballot:
 
             def add(i, counts):
                 noise, wanted = common or draw(indices[i], block)
-                votes = self._votes(self.noise.add(images[i], noise), wanted)
-                return i + 1, tf.tensor_scatter_nd_add(counts, [[i]], [self._histogram(votes)])
+                votes = self.votes_of(self.noise.add(images[i], noise), wanted)
+                return i + 1, tf.tensor_scatter_nd_add(counts, [[i]], [self.histogram(votes)])
 
             inner = tf.while_loop(lambda i, _: i < tf.shape(images)[0], add, (0, counts), parallel_iterations=4)
             return block + replicas, inner[1]
@@ -67,14 +69,15 @@ class Ballot:
         start = (tf.cast(replica, tf.int64), counts)
         return tf.while_loop(lambda block, _: block < blocks, step, start, parallel_iterations=4)[1]
 
-    def _votes(self, copies, wanted):
+    def votes_of(self, copies, wanted):
         """The copies' classes; `num_classes` where a copy counts for nobody."""
         # A convolution whose channels are unknown to the graph is five times slower in bfloat16.
         logits = self.classifier(tf.ensure_shape(copies, (None, *self.image_shape)), training=False)
         valid = wanted & tf.reduce_all(tf.math.is_finite(logits), -1)
         return tf.where(valid, tf.cast(tf.argmax(logits, -1), tf.int32), self.num_classes)
 
-    def _histogram(self, votes):
+    def histogram(self, votes):
+        """Counts the votes: (copies,) -> int64 (classes,)."""
         size = self.num_classes + 1
         return tf.math.bincount(votes, minlength=size, maxlength=size, dtype=tf.int64)[: self.num_classes]
 
@@ -93,6 +96,7 @@ class Ballot:
             self._compiled["blocks"] = tf.function(
                 lambda *a: self._summed(lambda *r: self._mixed(*a, *r)),
                 input_signature=[*specs, tf.TensorSpec((), tf.int64)],
+                autograph=False,
             )
         vectors = (tf.constant(np.asarray(v), tf.int64) for v in (indices, phases, blocks))
         return self._compiled["blocks"](tf.constant(images), *vectors, tf.constant(seed, tf.int64)).numpy()
@@ -109,7 +113,7 @@ class Ballot:
         mine = tf.reshape(images[first : first + self.slots], (self.slots, 1, *self.image_shape))
         size = self.slots * BLOCK
         copies = tf.reshape(self.noise.add(mine, noise), (size, *self.image_shape))
-        votes = self._votes(copies, tf.reshape(wanted, [size]))
+        votes = self.votes_of(copies, tf.reshape(wanted, [size]))
         counts = tf.reduce_sum(tf.one_hot(tf.reshape(votes, (self.slots, BLOCK)), self.num_classes, dtype=tf.int64), 1)
         after = (replicas - 1 - replica) * self.slots
         return tf.pad(counts, [[first, after], [0, 0]])

@@ -1,0 +1,57 @@
+"""Exporting a run: its classifier with what the run says about it."""
+
+import os
+from pathlib import Path
+
+import keras
+
+from covkeras import jobs
+from covkeras.certification.certificates import average_certified_radius, certified_accuracy, read_certificates
+from covkeras.exporting.saved_model import Defaults, export
+from covkeras.runs import RunFolder
+
+
+def export_run(
+    run: str | os.PathLike, folder: str | os.PathLike, environment=jobs.Environment(), defaults: Defaults | None = None
+) -> Path:
+    """Exports a run's classifier at its sigma, with its class names and measured certified accuracy as metadata.
+
+    Args:
+        run: the run's folder. folder: of one version, such as exports/digits/1. environment: where the data are.
+        defaults: of the requests; by default the run's n0 and alpha, and n = 1,000.
+
+    Raises:
+        FileNotFoundError: no such run, or it is not finished. FileExistsError, ValueError: as `export`.
+    """
+    run = RunFolder(run)
+    for file in (run.recipe_file, run.classifier_file):
+        if not file.exists():
+            raise FileNotFoundError(
+                f"{run.path} is no finished run: {file.name} is missing. Run training/run.py first."
+            )
+    recipe = run.recipe()
+    data = environment.load(recipe, "train").head(64)
+    classifier = keras.models.load_model(run.classifier_file, compile=False)
+    defaults = defaults or Defaults(n0=recipe.certify_n0, alpha=recipe.certify_alpha)
+    metadata = {"data": recipe.data, "method": recipe.method, "recipe": recipe.digest(), **measured(run)}
+    smoothed = jobs.smoothed(recipe, classifier, jobs.Environment(devices="cpu"))
+    return export(smoothed, folder, data.class_names, defaults, metadata, data.floats())
+
+
+def measured(run: RunFolder) -> dict:
+    """Returns the certified accuracy of the run's test images, for metadata.json; empty where there is none."""
+    if not run.certificates_file.exists():
+        return {}
+    _, labels, certificates = read_certificates(run.certificates_file)
+    if not len(labels):
+        return {}
+    largest = float(certificates.radius.max())
+    radii = [round(0.05 * i, 2) for i in range(int(largest / 0.05) + 2)]
+    return {
+        "test_images": len(labels),
+        "acr": average_certified_radius(certificates, labels),
+        "certified_accuracy": {
+            "radii": radii,
+            "accuracy": [float(a) for a in certified_accuracy(certificates, labels, radii)],
+        },
+    }
