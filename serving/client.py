@@ -6,6 +6,7 @@ the server says is unavailable. Exits with 1 and the server's message on an erro
 
 import argparse
 import base64
+import contextlib
 import json
 import os
 import sys
@@ -106,13 +107,27 @@ def by_rest(flags, columns) -> list[dict]:
 TYPES = {"images": ("float32", "DT_FLOAT"), "alpha": ("float64", "DT_DOUBLE"), "radius": ("float64", "DT_DOUBLE")}
 
 
+@contextlib.contextmanager
+def quiet():
+    """Keeps stderr silent: the generated stubs import TensorFlow, which talks at its start, in C++."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    saved, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(nothing)
+
+
 def by_grpc(flags, columns) -> list[dict]:
     """PredictionService.Predict."""
-    # The generated stubs import TensorFlow, which talks at its start.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import grpc
     import numpy as np
-    from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
+
+    with quiet():
+        from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
     request = predict_pb2.PredictRequest()
     request.model_spec.name, request.model_spec.signature_name = flags.model, flags.signature
