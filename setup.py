@@ -8,6 +8,9 @@ from setuptools import find_packages, setup
 HERE = pathlib.Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "covkeras/__init__.py").read_text()).group(1)
 
+# The deployment kit's client and local server; the export itself needs none of them.
+SERVING = ["tensorflow-serving-api>=2.20,<2.22", "grpcio>=1.60", "aiohttp>=3.10,<4", "Pillow>=10"]
+
 setup(
     name="covkeras",
     version=VERSION,
@@ -36,9 +39,17 @@ setup(
         "tensorboard>=2.20,<2.22",
     ],
     extras_require={
-        "serving": ["tensorflow-serving-api>=2.20,<2.22", "grpcio>=1.60"],
+        "serving": SERVING,
         "cuda": ["tensorflow[and-cuda]>=2.21,<2.22"],
-        "dev": ["pytest>=9,<10", "ruff>=0.17,<0.18", "pre-commit>=4,<5", "mpmath>=1.3,<2"],
+        "dev": [
+            *SERVING,
+            "pytest>=9,<10",
+            "ruff>=0.17,<0.18",
+            "pre-commit>=4,<5",
+            "mpmath>=1.3,<2",
+            "psutil>=6,<8",
+            "PyYAML>=6,<7",
+        ],
     },
     classifiers=[
         "Programming Language :: Python :: 3.11",

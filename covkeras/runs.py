@@ -1,4 +1,4 @@
-"""A run is one folder: recipe.json, classifier.keras, checkpoints/, history.csv, certificates.tsv, report/."""
+"""A run is one folder: recipe.json, classifier.keras, checkpoints/, history.csv, certificates.tsv, report/, export/."""
 
 import csv
 import os
@@ -41,6 +41,10 @@ class RunFolder:
     @property
     def report(self) -> Path:
         return self.path / "report"
+
+    @property
+    def export(self) -> Path:
+        return self.path / "export"
 
     def check(self, recipe: Recipe) -> None:
         """Refuses, before anything is written, a folder that can't be used for the recipe.

@@ -30,6 +30,7 @@ def test_run_trains_certifies_and_reports(tmp_path):
         rows = list(csv.DictReader((place / "certificates.tsv").read_text().splitlines(), delimiter="\t"))
         assert [int(r["idx"]) for r in rows] == [0, 1, 2, 3]
     assert (folder / "report" / "index.html").exists()
+    assert (folder / "export" / "digits" / "1" / "saved_model.pb").exists()
     assert json.loads((folder / "reference" / "recipe.json").read_text())["method"] == "gaussian_augmentation"
     assert "ACR" in done.stdout and "adjoint, calibrated gates" in done.stdout
     # TensorFlow's start-up chatter is quiet: only the progress bars' own lines.

@@ -9,6 +9,7 @@ from covkeras import startup
 startup.quiet_tensorflow()
 
 from covkeras import cli, devices, diagnostics, distributed, fitting, jobs, moments, report  # noqa: E402
+from covkeras.exporting.runs import export_run  # noqa: E402
 from covkeras.runs import RunFolder  # noqa: E402
 
 EXAMPLES = """examples:
@@ -69,6 +70,10 @@ def work(recipe, folder: RunFolder, environment: jobs.Environment) -> None:
     title = f"{recipe.name}: {' and '.join(runs)}"
     print(report.write_report(folder.report, results, recipe, histories, title))
     print(f"\nreport: {folder.report / 'index.html'}")
+    served = folder.export / recipe.name / "1"
+    if not served.exists():
+        export_run(folder.path, served, environment)
+    print(f"export: {served}, served by: python serving/local.py {folder.export}")
 
 
 def train(recipe, folder, environment, strategy, title):
