@@ -47,6 +47,9 @@ class Recipe:
     gamma: float = _number(8.0, "hinge offset, in the units of sigma", 0)
     r_max: float = _number(0.1, "bound on the correlation between pixels", 0, 1, closed="left")
     switch_epoch: int = _count(0, "epoch (from 0) at which lam is switched on", 0)
+    num_copies: int = _count(0, "noisy copies of macer (0 = 16) and consistency (0 = 2)", 0)
+    eta: float = _number(0.5, "weight of consistency's entropy", 0, closed="left")
+    antithetic: bool = _field(False, "consistency's two copies are x + eps and x - eps")
     noisy_mean: bool = _field(False, "add one noise sample to the input's mean (published code, not the paper)")
     stop_covariance_gradient: bool = _field(False, "take the covariance as a constant (published code, not the paper)")
     drop_share: float = _number(

@@ -122,7 +122,9 @@ class CertifiedTrainer(keras.Model):
         hit = tf.cast(tf.argmax(terms.logits, -1) == tf.cast(labels, tf.int64), tf.float32)
         values = {"loss": loss, "classification_loss": terms.classification, "accuracy": hit}
         if terms.robustness is not None:
-            values |= {"robustness_loss": terms.robustness, "propagated_radius": terms.radius}
+            values["robustness_loss"] = terms.robustness
+        if terms.radius is not None:
+            values["propagated_radius"] = terms.radius
         for name, value in values.items():
             # The loss is weighted by its images, so that unequal batches and replicas average correctly.
             self.means[name].update_state(value, sample_weight=tf.shape(labels)[0] if name == "loss" else None)

@@ -1,12 +1,14 @@
 import keras
 import numpy as np
 import pytest
+import scipy.stats
 import tensorflow as tf
 from conftest import small_classifier
 from keras import layers
 
 from covkeras import MomentNetwork, objectives
 from covkeras.moments import Context, propagated_radius
+from covkeras.objectives.copies import copies_of
 
 
 def test_gaussian_augmentation_is_cross_entropy_at_the_noisy_copy(rng):
@@ -88,3 +90,91 @@ def test_stopped_covariance_gradient_keeps_the_loss_and_changes_the_gradient(rng
 def test_bad_values_are_refused(field, value):
     with pytest.raises(ValueError, match=f"{field} must be a"):
         objectives.CovarianceRadius(**{field: value})
+
+
+def test_copies_are_copies_of_the_same_image(rng):
+    """Row i batch + j is image j and its own noise: a bug that repeats another axis than the batch's would show."""
+    images, noise = rng.random((5, 4, 3, 2)).astype("float32"), rng.normal(size=(3, 5, 4, 3, 2)).astype("float32")
+    copies = np.asarray(copies_of(images, noise, 0.5))
+    assert copies.shape == (15, 4, 3, 2)
+    for i in range(3):
+        for j in range(5):
+            np.testing.assert_allclose(copies[5 * i + j], images[j] + 0.5 * noise[i, j], rtol=1e-6)
+    # Without noise every copy is the image itself.
+    assert np.array_equal(np.asarray(copies_of(images, 0 * noise, 0.5))[7], images[2])
+
+
+def identity_classifier():
+    """Two pixels are the two logits."""
+    return keras.Sequential([keras.Input((1, 2, 1)), layers.Flatten(), layers.Dense(2, kernel_initializer="identity")])
+
+
+def test_macer_against_a_hand_worked_case():
+    """Two copies of three images, worked in float64: one right, one wrong, one beyond gamma."""
+    objective = objectives.Macer(sigma=0.5, gamma=2.0, num_copies=2)
+    objective.attach(identity_classifier())
+    images = np.array([[0.5, 0.45], [0.4, 0.5], [0.9, 0.1]], np.float32).reshape(3, 1, 2, 1)
+    noise = np.array([[[0.02, 0.0]] * 3, [[0.0, 0.04]] * 3], np.float32).reshape(2, 3, 1, 2, 1)
+    terms = objective(images, np.array([0, 0, 0]), noise, Context(training=True))
+    logits = images.reshape(1, 3, 2).astype("float64") + 0.5 * noise.reshape(2, 3, 2)
+
+    def softmax(x):
+        e = np.exp(x - x.max(-1, keepdims=True))
+        return e / e.sum(-1, keepdims=True)
+
+    np.testing.assert_allclose(terms.classification, -np.log(softmax(logits).mean(0)[:, 0]), rtol=1e-5)
+    q = softmax(16 * logits).mean(0)
+    difference = scipy.stats.norm.ppf(q[:, 0]) - scipy.stats.norm.ppf(q[:, 1])
+    assert 0 < difference[0] < 2.0 < difference[2] and difference[1] < 0
+    np.testing.assert_allclose(terms.robustness, [0.25 * (2.0 - difference[0]), 0.0, 0.0], rtol=1e-4, atol=1e-7)
+    assert objective.copies == 2 and objectives.Macer().copies == 16
+
+
+def test_macers_gradient_is_finite_where_a_quantile_is_not():
+    """A softmax of one in float32: the term doesn't count, and must not make the gradient NaN."""
+    classifier = identity_classifier()
+    objective = objectives.Macer(sigma=0.5, num_copies=1)
+    objective.attach(classifier)
+    classifier.set_weights([100 * np.eye(2, dtype="float32"), np.zeros(2, "float32")])
+    images = np.array([1.0, 0.0], np.float32).reshape(1, 1, 2, 1)
+    with tf.GradientTape() as tape:
+        terms = objective(images, np.array([0]), np.zeros((1, 1, 1, 2, 1), np.float32), Context(training=True))
+        loss = tf.reduce_sum(terms.classification) + tf.reduce_sum(terms.robustness)
+    assert float(terms.robustness[0]) == 0
+    assert all(np.isfinite(g).all() for g in tape.gradient(loss, classifier.trainable_variables))
+
+
+@pytest.mark.parametrize("antithetic", [False, True])
+def test_consistency_against_its_formula(antithetic, rng):
+    classifier = small_classifier()
+    objective = objectives.Consistency(sigma=0.5, eta=0.3, antithetic=antithetic)
+    objective.attach(classifier)
+    images = rng.random((4, 8, 8, 1)).astype("float32")
+    noise = rng.normal(size=(objective.copies, 4, 8, 8, 1)).astype("float32")
+    labels = np.array([0, 1, 2, 0])
+    terms = objective(images, labels, noise, Context(training=True))
+    both = np.stack([noise[0], -noise[0]]) if antithetic else noise
+    logits = np.stack([np.asarray(classifier(images + 0.5 * one), "float64") for one in both])
+    each = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    mean = each.mean(0)
+    entropy = scipy.stats.entropy(mean, axis=-1)
+    divergence = np.mean([scipy.stats.entropy(mean, one, axis=-1) for one in each], 0)
+    losses = -np.log(each[:, np.arange(4), labels]).mean(0)
+    np.testing.assert_allclose(terms.classification, losses + 0.3 * entropy, rtol=1e-5)
+    np.testing.assert_allclose(terms.robustness, divergence, rtol=1e-4, atol=1e-6)
+    assert both.shape[0] == 2 and terms.radius is None
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: objectives.Macer(num_copies=-1), "num_copies must be a whole number"),
+        (lambda: objectives.Macer(gamma=0), "gamma must be a"),
+        (lambda: objectives.Consistency(num_copies=1), "num_copies must be at least 2"),
+        (lambda: objectives.Consistency(num_copies=4, antithetic=True), "2 where they are antithetic"),
+        (lambda: objectives.Consistency(eta=-1), "eta must be a"),
+    ],
+)
+def test_bad_values_of_the_sampling_methods_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

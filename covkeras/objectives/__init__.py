@@ -8,11 +8,22 @@ An objective is an object with
     __call__(images, labels, noise, context) -> Terms
 """
 
+from covkeras.objectives.consistency import Consistency
 from covkeras.objectives.covariance_radius import CovarianceRadius
 from covkeras.objectives.cross_entropy import CrossEntropy, TruncatedLq
 from covkeras.objectives.gaussian_augmentation import GaussianAugmentation
+from covkeras.objectives.macer import Macer
 from covkeras.objectives.terms import Terms
 
-METHODS = {o.name: o for o in (GaussianAugmentation, CovarianceRadius, CrossEntropy, TruncatedLq)}
+METHODS = {o.name: o for o in (GaussianAugmentation, CovarianceRadius, Macer, Consistency, CrossEntropy, TruncatedLq)}
 
-__all__ = ["METHODS", "CovarianceRadius", "CrossEntropy", "GaussianAugmentation", "Terms", "TruncatedLq"]
+__all__ = [
+    "METHODS",
+    "Consistency",
+    "CovarianceRadius",
+    "CrossEntropy",
+    "GaussianAugmentation",
+    "Macer",
+    "Terms",
+    "TruncatedLq",
+]
