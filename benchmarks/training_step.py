@@ -28,7 +28,6 @@ from per_image_covariance import PerImageCovariance  # noqa: E402
 from timing import interleave, ratio_rows  # noqa: E402
 
 from covkeras import models, objectives, report  # noqa: E402
-from covkeras.objectives.terms import Terms, cross_entropy  # noqa: E402
 from covkeras.trainer import CertifiedTrainer  # noqa: E402
 
 CASES = {
@@ -36,21 +35,6 @@ CASES = {
     "resnet 64": (models.preact_resnet18, 64),
     "resnet": (models.preact_resnet18, 128),
 }
-
-
-class MacerLike:
-    """The passes of a MACER step without its loss: k = 16 noisy copies forward and backward."""
-
-    name, sigma, lam, switch_epoch, copies = "macer_like", 0.5, 0.0, 0, 16
-
-    def attach(self, classifier):
-        self.classifier = classifier
-
-    def __call__(self, images, labels, noise, context):
-        noisy = tf.reshape(images + self.sigma * noise, [-1, *images.shape[1:]])
-        logits = tf.reshape(self.classifier(noisy, training=True), [self.copies, -1, 10])
-        mean = tf.reduce_mean(logits, 0)
-        return Terms(cross_entropy(labels, mean), logits=mean)
 
 
 def step(build, objective, images, labels):
@@ -72,11 +56,12 @@ def measure(title: str, rounds: int) -> list[list[str]]:
         "covariance_radius, gradient stopped at the covariance": objectives.CovarianceRadius(
             0.5, stop_covariance_gradient=True
         ),
+        "Consistency, 2 copies": objectives.Consistency(0.5),
     }
     fast = interleave({k: step(build, o, images, labels) for k, o in sides.items()}, rounds)
     rows = ratio_rows(title, fast)
     # The slow ones apart, in fewer rounds. A covariance per image of PreActResNet-18 takes tens of GB.
-    slow = {"Gaussian augmentation": sides["Gaussian augmentation"], "MACER's 16 copies": MacerLike()}
+    slow = {"Gaussian augmentation": sides["Gaussian augmentation"], "MACER, 16 copies": objectives.Macer(0.5)}
     if title == "lenet":
         slow["one covariance per image (published code)"] = PerImageCovariance(0.5, 0.1)
     if title != "resnet":
