@@ -4,7 +4,7 @@ import csv
 import os
 from pathlib import Path
 
-from covkeras.files import write_aside
+from covkeras.files import is_taken, write_aside
 from covkeras.recipes import Recipe
 
 
@@ -66,7 +66,7 @@ class RunFolder:
                     f"run folder {self.path} holds another recipe ({'; '.join(differences)}). Choose "
                     "another --run-dir, or delete the folder."
                 )
-        elif self.path.exists() and any(self.path.iterdir()):
+        elif is_taken(self.path):
             raise ValueError(f"run folder {self.path} is not empty and holds no recipe.json. Choose another --run-dir.")
 
     def claim(self, recipe: Recipe) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from covkeras import fitting, jobs
 from covkeras.certification.certificates import average_certified_radius, certified_accuracy
 from covkeras.devices import strategy
-from covkeras.files import write_aside
+from covkeras.files import is_taken, write_aside
 from covkeras.interrupts import Interrupted
 from covkeras.recipes import Recipe
 from covkeras.runs import RunFolder
@@ -278,7 +278,7 @@ def _claim(hypermodel: CertifiedHyperModel, kind: str, seed: int) -> None:
         differ = [f"{k}: {there.get(k)!r} there, {here[k]!r} here" for k in here if there.get(k) != here[k]]
         if differ:
             raise ValueError(f"{hypermodel.folder} holds another search ({'; '.join(differ)}). Choose another --out.")
-    elif hypermodel.folder.exists() and any(hypermodel.folder.iterdir()):
+    elif is_taken(hypermodel.folder):
         raise ValueError(f"{hypermodel.folder} is not empty and holds no search.json. Choose another --out.")
     else:
         write_aside(path, lambda aside: aside.write_text(json.dumps(here, indent=2) + "\n"))

@@ -1,6 +1,10 @@
 """Shared by all tests: two logical CPU devices, fixed seeds, and what sampling tests need."""
 
+import contextlib
+import importlib.util
+import io
 import os
+import types
 from pathlib import Path
 
 # Keras looks at the environment when it is imported; a test must not depend on the caller's.
@@ -42,6 +46,20 @@ def rng():
 @pytest.fixture(scope="session")
 def digits():
     return datasets.load("digits", "train")
+
+
+def call_program(path, *arguments, cwd=None) -> types.SimpleNamespace:
+    """Runs a program's main in this process, which has TensorFlow up already: returncode, stdout, stderr."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    program = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(program)
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), contextlib.chdir(cwd or Path.cwd()):
+        try:
+            code = program.main([str(a) for a in arguments])
+        except SystemExit as stop:
+            code = stop.code
+    return types.SimpleNamespace(returncode=code, stdout=out.getvalue(), stderr=err.getvalue())
 
 
 def grid_images(rng, count: int, size: int) -> np.ndarray:

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import call_program
 
 from covkeras import models
 
@@ -21,8 +22,7 @@ def classifier(tmp_path_factory):
 
 
 def certify(*arguments, **options):
-    command = [sys.executable, PROGRAM, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, **options)
+    return call_program(PROGRAM, *arguments, **options)
 
 
 def without_time(path) -> list[list[str]]:
@@ -110,7 +110,7 @@ def test_killed_it_resumes_to_the_same_file(classifier, tmp_path):
         (["--sigma", "0.5", "--shard", "2/2"], "shard must be I/N with 0 <= I < N"),
         (["--sigma", "0.5", "--radius", "-1"], "radius must be a number in [0, inf)"),
         (["--sigma", "0.5", "--radius", "1", "--tolerance", "1"], "give --radius or --tolerance, not both"),
-        (["--sigma", "0.5", "--devices", "3"], "devices must be auto, cpu, or a number from 1 to 1"),
+        (["--sigma", "0.5", "--devices", "3"], "devices must be auto, cpu, or a number from 1 to 2"),
         (["--sigma", "0.5", "--n", "0"], "n must be a whole number from 1"),
         (["--sigma", "0.5", "--data", "nothing"], "data set must be one of digits"),
     ],

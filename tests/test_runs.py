@@ -188,10 +188,14 @@ def test_folders_of_others_are_refused_before_anything_is_written(tmp_path):
     (tmp_path / "photos" / "cat.png").write_bytes(b"")
     with pytest.raises(ValueError, match="is not empty and holds no recipe"):
         RunFolder(tmp_path / "photos").claim(SMALL)
+    # What another worker of the same run is writing aside at this moment is no other's file.
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared" / ".123.recipe.json").write_text("")
+    RunFolder(tmp_path / "shared").check(SMALL)
     (tmp_path / "file").write_text("")
     with pytest.raises(PermissionError, match="can't be written"):
         RunFolder(tmp_path / "file" / "run").claim(SMALL)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "photos", "run"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "photos", "run", "shared"]
 
 
 def test_a_classifier_with_another_head_is_refused(tmp_path):

@@ -12,6 +12,7 @@ from pathlib import Path
 import keras_tuner as kt
 import numpy as np
 import pytest
+from conftest import call_program
 
 from covkeras import fitting, jobs, recipes, tuning
 from covkeras.runs import RunFolder
@@ -227,6 +228,6 @@ def wait_for(condition, seconds: float = 120.0):
     ],
 )
 def test_bad_flags_are_refused_with_nothing_written(arguments, message, tmp_path):
-    done = search(*arguments, cwd=tmp_path)
+    done = call_program(PROGRAM, *FLAGS, *arguments, cwd=tmp_path)
     assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())
