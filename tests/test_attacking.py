@@ -1,9 +1,11 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
-from conftest import DATA_DIR, grid_images
+from conftest import DATA_DIR, call_program, grid_images
 from test_smoothing import linear_classifier
 
-from covkeras import SmoothedClassifier, datasets
+from covkeras import SmoothedClassifier, datasets, models
 from covkeras.diagnostics import attack, attack_certificates
 
 
@@ -42,12 +44,28 @@ def test_certificates_hold_and_fail_outside(rng):
     assert not inside.changed.any() and outside.changed[far].mean() > 0.9
 
 
+def test_the_program_attacks_what_was_certified_and_nothing_else(tmp_path):
+    """From the certificates' own settings: the rebuilt precision, the noise, the data."""
+    training = Path(__file__).parent.parent / "training"
+    for name in ("mine", "other"):
+        models.lenet((8, 8, 1)).save(tmp_path / f"{name}.keras")
+    common = [tmp_path / "mine.keras", "--sigma", "0.25", "--n", "500", "--max", "6", "--precision", "bfloat16"]
+    assert call_program(training / "certify.py", *common, "--out", tmp_path / "mine.tsv").returncode == 0
+    flags = ["--certificates", tmp_path / "mine.tsv", "--factors", "1", "2", "--steps", "2", "--n", "100"]
+    done = call_program(training / "attack.py", tmp_path / "mine.keras", *flags)
+    assert done.returncode == 0, done.stderr
+    rows = [line.split() for line in done.stdout.splitlines()]
+    assert rows[0][:3] == ["factor", "images", "changed"] and len(rows) == 3 and rows[1][2] == "0"
+    other = call_program(training / "attack.py", tmp_path / "other.keras", *flags)
+    assert other.returncode == 2 and "was made with another classifier" in other.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.real_data
 def test_certificates_of_mnist_hold_under_attack():
     """A small classifier, trained for a minute; 200 images: none changes inside its certified radius (each would with
     probability alpha = .001 at most: three or more of them below 1e-3, so that the limit of 6 is 1e-10 away)."""
-    from covkeras import CertifiedTrainer, models, objectives
+    from covkeras import CertifiedTrainer, objectives
 
     train, test = (datasets.load("mnist", split, DATA_DIR) for split in ("train", "test"))
     classifier = models.lenet((28, 28, 1))

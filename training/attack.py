@@ -45,7 +45,11 @@ def attack(flags, stop) -> None:
         raise ValueError(f"{flags.certificates} has no {beside.name} that says what made it.")
     settings = json.loads(beside.read_text())
     classifier = keras.models.load_model(flags.classifier, compile=False)
-    smoothed = SmoothedClassifier(classifier, settings["sigma"], noise=settings["noise"])
+    smoothed = SmoothedClassifier(
+        classifier, settings["sigma"], noise=settings["noise"], precision=settings.get("rebuilt_in")
+    )
+    if records.classifier_digest(smoothed.classifier) != settings["classifier"]:
+        raise ValueError(f"{flags.certificates} was made with another classifier than {flags.classifier}.")
     indices, _, certificates = jobs.sorted_certificates(flags.certificates)
     chosen = (certificates.radius > 0).nonzero()[0][: flags.max]
     data = datasets.load(settings["data"], settings["split"], flags.data_dir, settings.get("image_size", 0))

@@ -29,7 +29,7 @@ def settings_of(smoothed, **settings) -> dict:
     """Returns what made a certificate: the given settings, the smoothed classifier's, where it ran, the libraries.
 
     precision is the arithmetic of the layers that have weights: a classifier whose layers round to bfloat16 is
-    certified as what it is, not as the one in float32.
+    certified as what it is, not as the one in float32. rebuilt_in: the precision it was rebuilt in, if it was.
     """
     names = ("tensorflow", "keras", "numpy", "covkeras")
     layers = [layer for layer in smoothed.classifier._flatten_layers() if layer._trainable_variables]
@@ -42,6 +42,7 @@ def settings_of(smoothed, **settings) -> dict:
         "shared_noise": smoothed.shared_noise,
         "batch_size": smoothed.batch_size,
         "precision": " and ".join(sorted({layer.compute_dtype for layer in layers})) or "float32",
+        "rebuilt_in": smoothed.precision,
         "device": tf.config.list_logical_devices()[-1].device_type,
         "versions": {name: importlib.metadata.version(name) for name in names},
     }

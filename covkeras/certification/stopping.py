@@ -11,6 +11,7 @@ from covkeras.certification.sequential import (
     decide,
     hits_to_decide,
 )
+from covkeras.certification.voting import BLOCK
 
 
 class RadiusTest:
@@ -76,8 +77,8 @@ class RadiusPrecision:
         return verdicts
 
     def _is_due(self, position: int, trials: int) -> bool:
-        # The last look, at max_n or within a block of it, is always due.
-        due = trials >= self._next.get(int(position), 0) or trials > 0.999 * self.max_n
+        # The last look is always due.
+        due = trials >= self._next.get(int(position), 0) or trials + BLOCK > self.max_n
         if due:
             self._next[int(position)] = 1.1 * trials
         return due
