@@ -7,12 +7,13 @@ All sides run in turn in one process; a figure is the median of the ratios withi
 AVX-512, float32, by the first command (the middle half of the rounds in brackets):
 
     classifier          step                                              ratio
-    LeNet, 128          covariance_radius                                 1.41 (1.36 to 1.50)
-    LeNet, 128          ... with the gradient stopped at the covariance   1.28 (1.23 to 1.37)
-    LeNet, 128          MACER's 16 copies                                 13.6 (13.2 to 13.9)
-    LeNet, 128          one covariance per image (published code)         22.9 (22.5 to 23.0)
+    LeNet, 128          covariance_radius                                 1.36 (1.31 to 1.38)
+    LeNet, 128          ... with the gradient stopped at the covariance   1.26 (1.23 to 1.34)
+    LeNet, 128          Consistency, 2 copies                             1.86 (1.82 to 1.90)
+    LeNet, 128          MACER, 16 copies                                  14.4 (14.1 to 15.0)
+    LeNet, 128          one covariance per image (published code)         24.1 (23.3 to 25.4)
     PreActResNet-18, 64   covariance_radius                               1.29 (1.27 to 1.30)
-    PreActResNet-18, 64   MACER's 16 copies                               14.7 (14.7 to 14.8)
+    PreActResNet-18, 64   MACER's 16 copies, without its loss             14.7 (14.7 to 14.8)
     PreActResNet-18, 128  covariance_radius                               1.21 (1.18 to 1.23)
 """
 
