@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from covkeras.certification.certificates import CertificateFile, Certificates, read_certificates
+from covkeras.certification.certificates import CertificateFile, read_certificates
 from covkeras.files import write_aside
 
 # Settings that may differ between shards that are merged: where they ran, not what they computed.
@@ -88,20 +88,16 @@ def merge(files: Sequence[str | os.PathLike], out: str | os.PathLike) -> int:
         differences = _differences(settings, first[1])
         if differences:
             raise ValueError(f"{file} and {first[0]} were made with different settings ({differences}).")
-        for row in zip(*read_certificates(file)[:2], _each(read_certificates(file)[2]), strict=True):
+        indices, labels, certificates = read_certificates(file)
+        for i, row in enumerate(zip(indices, labels, strict=True)):
             if row[0] in owner:
                 raise ValueError(f"{file} and {owner[row[0]]} overlap: both certify image {row[0]}.")
             owner[row[0]] = file
-            rows.append(row)
+            rows.append((*row, certificates.take([i])))
     with open_records(out, first[1]) as merged:
         for index, label, certificate in sorted(rows, key=lambda row: row[0]):
             merged.append(int(index), int(label), certificate)
     return len(rows)
-
-
-def _each(certificates: Certificates):
-    fields = (certificates.label, certificates.radius, certificates.p_lower, certificates.samples, certificates.seconds)
-    return [Certificates.single(*values) for values in zip(*fields, strict=True)]
 
 
 def _differences(here: dict, there: dict) -> str:

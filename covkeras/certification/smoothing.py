@@ -90,8 +90,7 @@ class SmoothedClassifier:
         check_alpha(alpha)
         images, indices = self.checked(images, indices)
         seed = check_seed(seed)
-        size = GROUP if self.shared_noise else 1
-        groups = [slice(i, i + size) for i in range(0, len(images), size)]
+        groups = self._groups(len(images))
         votes = [self.ballot.count(images[part], indices[part], PREDICTION, n, seed) for part in groups]
         counts = np.concatenate([np.zeros((0, self.num_classes), np.int64), *votes])
         labels = np.array([_predicted(row, alpha) for row in counts], np.int64)
@@ -136,9 +135,13 @@ class SmoothedClassifier:
         check_alpha(alpha)
         seed = check_seed(seed)
         images, indices = self.checked(images, indices)
-        size = GROUP if self.shared_noise else 1
-        groups = (slice(i, i + size) for i in range(0, len(images), size))
+        groups = self._groups(len(images))
         return (c for part in groups for c in self._certify_group(images[part], indices[part], n0, n, alpha, seed))
+
+    def _groups(self, count: int) -> list[slice]:
+        """The images that are sampled together: one at a time, or several where they share their noise."""
+        size = GROUP if self.shared_noise else 1
+        return [slice(i, i + size) for i in range(0, count, size)]
 
     def _certify_group(self, images, indices, n0, n, alpha, seed) -> Iterator[Certificates]:
         start = time.perf_counter()

@@ -34,8 +34,7 @@ class ServedGraphs:
 
     def checked_images(self, images):
         """Refuses images that are not finite or not in [0, 1]."""
-        finite = tf.reduce_all(tf.math.is_finite(images))
-        inside = tf.reduce_all((images >= 0.0) & (images <= 1.0))
+        finite, inside = tf.math.is_finite(images), (images >= 0.0) & (images <= 1.0)
         with tf.control_dependencies(
             [
                 require(finite, "images must be finite, got NaN or infinity"),
@@ -76,10 +75,10 @@ class ServedGraphs:
             label int64 (-1 = abstain), radius float64, p_lower float64, samples int64, (batch,).
         """
         numbers = [
-            require_all((n0 >= 1) & (n0 <= self.max_samples), f"n0 must lie in [1, {self.max_samples}]"),
-            require_all((n >= 1) & (n <= self.max_samples), f"n must lie in [1, {self.max_samples}]"),
-            require_all((alpha > 0) & (alpha < 1), "alpha must lie in (0, 1); the field uses 0.001"),
-            require_all(seed >= 0, "seed must be at least 0"),
+            require((n0 >= 1) & (n0 <= self.max_samples), f"n0 must lie in [1, {self.max_samples}]"),
+            require((n >= 1) & (n <= self.max_samples), f"n must lie in [1, {self.max_samples}]"),
+            require((alpha > 0) & (alpha < 1), "alpha must lie in (0, 1); the field uses 0.001"),
+            require(seed >= 0, "seed must be at least 0"),
         ]
         with tf.control_dependencies(numbers):
             grid, distance = self.on_grid(self.checked_images(images))
@@ -139,9 +138,9 @@ class ServedGraphs:
             certified int64 (0 or 1), label, samples, int64 (batch,).
         """
         numbers = [
-            require_all((radius >= 0) & (radius < math.inf), "radius must be a number at least 0"),
-            require_all((alpha > 0) & (alpha < 1), "alpha must lie in (0, 1); the field uses 0.001"),
-            require_all(seed >= 0, "seed must be at least 0"),
+            require((radius >= 0) & (radius < math.inf), "radius must be a number at least 0"),
+            require((alpha > 0) & (alpha < 1), "alpha must lie in (0, 1); the field uses 0.001"),
+            require(seed >= 0, "seed must be at least 0"),
         ]
         with tf.control_dependencies(numbers):
             grid, distance = self.on_grid(self.checked_images(images))
@@ -183,13 +182,9 @@ class ServedGraphs:
         return tf.reduce_sum(tf.cast(hit, tf.int64), 1)
 
 
-def require(condition, message: str):
-    """An op that fails with INVALID_ARGUMENT and the message."""
-    return tf.debugging.Assert(condition, [message])
-
-
-def require_all(conditions, message: str):
-    return require(tf.reduce_all(conditions), message)
+def require(conditions, message: str):
+    """An op that fails with INVALID_ARGUMENT and the message unless all conditions hold."""
+    return tf.debugging.Assert(tf.reduce_all(conditions), [message])
 
 
 def tf_normal_cdf(z):
