@@ -43,6 +43,42 @@ def lenet(
     return keras.Model(images, layers.Dense(num_classes, name="logits", dtype="float32")(x), name=name)
 
 
+def lenet_5x5(
+    input_shape: tuple[int, int, int] = (28, 28, 1),
+    num_classes: int = 10,
+    filters: tuple[int, ...] = (20, 50),
+    units: int = 500,
+    name: str = "lenet_5x5",
+) -> keras.Model:
+    """Builds the LeNet of the field's MNIST tables: 5 x 5 convolutions without padding, each with ReLU and 2 x 2 average
+    pooling (theirs has max pooling), and two dense layers.
+
+    Args:
+        input_shape: (height, width, channels), at least 16 x 16 for two convolutions.
+        num_classes: number of logits. filters: channels of the convolutions. units: width of the hidden dense layer.
+
+    Returns:
+        A functional model, images (batch, height, width, channels) in [0, 1] to logits (batch, num_classes), float32.
+    """
+    check_count("num_classes", num_classes, 2)
+    images = _image_input(input_shape)
+    for size in input_shape[:2]:
+        for _ in filters:
+            size = (size - 4) // 2
+        if size < 1:
+            raise ValueError(
+                f"input_shape {tuple(input_shape)} leaves nothing of the image after {len(filters)} 5 x 5 convolutions "
+                "with pooling. Use a larger image_size, or the model lenet."
+            )
+    x = layers.Rescaling(2.0, offset=-1.0, name="center")(images)
+    for i, width in enumerate(filters, 1):
+        x = layers.Conv2D(width, 5, activation="relu", kernel_initializer="he_normal", name=f"conv{i}")(x)
+        x = layers.AveragePooling2D(2, name=f"pool{i}")(x)
+    x = layers.Flatten(name="flatten")(x)
+    x = layers.Dense(units, activation="relu", kernel_initializer="he_normal", name="hidden")(x)
+    return keras.Model(images, layers.Dense(num_classes, name="logits", dtype="float32")(x), name=name)
+
+
 def _residual_block(x, width: int, stride: int, depth: int, name: str):
     """relu-conv-relu-conv plus a shortcut (He et al. 2016, pre-activation). The second convolution starts at zero and
     the first is scaled by depth^-1/2, so the network starts near the identity and needs no normalisation

@@ -13,7 +13,7 @@ from covkeras.certification.voting import PRECISIONS as CERTIFIED_PRECISIONS
 from covkeras.datasets.augmentation import AUGMENTATIONS
 from covkeras.validation import check_between, check_choice, check_count
 
-MODELS = {"lenet": models.lenet, "preact_resnet18": models.preact_resnet18}
+MODELS = {"lenet": models.lenet, "lenet_5x5": models.lenet_5x5, "preact_resnet18": models.preact_resnet18}
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 METHODS = tuple(objectives.METHODS)
 
@@ -186,6 +186,20 @@ RECIPES = {
             certify_images=360,
         ),
         _SMALL.replace(name="mnist", data="mnist"),
+        _SMALL.replace(
+            name="mnist_protocol",
+            source="Jeong, Shin, NeurIPS 2020, and those who compare with them: the model (with average pooling), 90 "
+            "epochs, batch, learning rate, weight decay (theirs, 1e-4 in the gradient, decoupled); arithmetic ours",
+            data="mnist",
+            model="lenet_5x5",
+            epochs=90,
+            batch_size=256,
+            decay_epochs=(30, 60),
+            switch_epoch=0,
+            weight_decay=0.001,
+            precision="mixed_bfloat16",
+            certify_n=10_000,
+        ),
         _SMALL.replace(name="svhn", data="svhn", model="preact_resnet18", augmentation="crop"),
         _SMALL.replace(name="cifar10", data="cifar10", model="preact_resnet18", augmentation="crop_flip"),
         _LARGE.replace(name="imagenet", data="imagenet"),
