@@ -50,8 +50,9 @@ def lenet_5x5(
     units: int = 500,
     name: str = "lenet_5x5",
 ) -> keras.Model:
-    """Builds the LeNet of the field's MNIST tables: 5 x 5 convolutions without padding, each with ReLU and 2 x 2 average
-    pooling (theirs has max pooling), and two dense layers.
+    """Builds the LeNet of the field's MNIST tables, with average pooling where theirs has max pooling.
+
+    5 x 5 convolutions without padding, each with ReLU and 2 x 2 pooling, and two dense layers.
 
     Args:
         input_shape: (height, width, channels), at least 16 x 16 for two convolutions.

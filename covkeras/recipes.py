@@ -11,6 +11,7 @@ from covkeras import models, objectives
 from covkeras.certification.noise import NOISES
 from covkeras.certification.voting import PRECISIONS as CERTIFIED_PRECISIONS
 from covkeras.datasets.augmentation import AUGMENTATIONS
+from covkeras.objectives import adjoint_radius
 from covkeras.validation import check_between, check_choice, check_count
 
 MODELS = {"lenet": models.lenet, "lenet_5x5": models.lenet_5x5, "preact_resnet18": models.preact_resnet18}
@@ -50,6 +51,20 @@ class Recipe:
     num_copies: int = _count(0, "noisy copies of macer (0 = 16) and consistency (0 = 2)", 0)
     eta: float = _number(0.5, "weight of consistency's entropy", 0, closed="left")
     antithetic: bool = _field(False, "consistency's two copies are x + eps and x - eps")
+    radius_loss: str = _field("hinge", "adjoint_radius's loss of the radius", choices=adjoint_radius.RADIUS_LOSSES)
+    classify_on: str = _field(
+        "copy",
+        "adjoint_radius's cross-entropy: a noisy copy, or the propagated mean",
+        choices=adjoint_radius.CLASSIFY_ON,
+    )
+    gates: str = _field(
+        "calibrated",
+        "adjoint_radius's gates: measured on the copy at hand, or propagated",
+        choices=adjoint_radius.GATES,
+    )
+    sampled_share: float = _number(0.0, "share of the noise adjoint_radius samples, not propagates", 0, 1, "left")
+    radius_every: int = _count(1, "adjoint_radius estimates the radius of every k-th image of a batch")
+    consistency: float = _number(0.0, "weight of Consistency's divergence within adjoint_radius", 0, closed="left")
     noisy_mean: bool = _field(False, "add one noise sample to the input's mean (published code, not the paper)")
     stop_covariance_gradient: bool = _field(False, "take the covariance as a constant (published code, not the paper)")
     drop_share: float = _number(

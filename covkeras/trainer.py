@@ -4,20 +4,14 @@ import keras
 import tensorflow as tf
 
 from covkeras.moments.dispatch import Context
-from covkeras.moments.gaussian import Gaussian
-from covkeras.moments.rectifiers import Kernels, rectify, relu_products, relu_value
+from covkeras.moments.rectifiers import Kernels
 from covkeras.objectives.terms import Terms
 from covkeras.schedules import LamSwitch
 from covkeras.validation import check_count, check_shape
 
 # A dozen element-wise operations as one loop. XLA compiles only these: its convolutions, and its sums over the batch,
 # are slower on the CPU than TensorFlow's own.
-_COMPILED = Kernels(tf.function(relu_value, jit_compile=True), tf.function(relu_products, jit_compile=True))
-
-
-def fused_rectify(gaussian: Gaussian, slope: float = 0.0) -> Gaussian:
-    """`rectify`, its element-wise loops compiled."""
-    return rectify(gaussian, slope, _COMPILED)
+COMPILED = Kernels(*(tf.function(kernel, jit_compile=True) for kernel in Kernels()))
 
 
 def _number(variable) -> float:
@@ -81,7 +75,7 @@ class CertifiedTrainer(keras.Model):
     def train_step(self, data):
         images, labels = self._checked(data)
         noise = self._noise(images, self.optimizer.iterations)
-        context = Context(training=True, rectify=fused_rectify, epoch=tf.convert_to_tensor(self.epoch))
+        context = Context(training=True, kernels=COMPILED, epoch=tf.convert_to_tensor(self.epoch))
         with tf.GradientTape() as tape:
             terms = self.objective(images, labels, noise, context)
             loss = self._loss(terms)
@@ -95,7 +89,7 @@ class CertifiedTrainer(keras.Model):
 
     def test_step(self, data):
         images, labels = self._checked(data)
-        terms = self.objective(images, labels, self._noise(images, 0), Context(rectify=fused_rectify))
+        terms = self.objective(images, labels, self._noise(images, 0), Context(kernels=COMPILED))
         return self._update(terms, self._loss(terms), labels)
 
     @property

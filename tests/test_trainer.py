@@ -6,7 +6,7 @@ from conftest import small_classifier
 
 from covkeras import CertifiedTrainer, devices, fitting, models, objectives, recipes
 from covkeras.moments import Context, rectify
-from covkeras.trainer import fused_rectify
+from covkeras.trainer import COMPILED
 
 OBJECTIVES = {
     "gaussian_augmentation": lambda: objectives.GaussianAugmentation(0.25),
@@ -111,14 +111,12 @@ def test_noise_is_a_function_of_seed_and_step(digits):
 
 
 def test_compiled_loops_equal_plain_ones(rng):
-    from covkeras.moments import Gaussian
-
     gaussian = Gaussian(tf.constant(rng.normal(size=(3, 4, 4, 6)), tf.float32), tf.linalg.diag(tf.range(1.0, 7.0)))
     results = []
-    for function in (rectify, fused_rectify):
+    for kernels in (Kernels(), COMPILED):
         with tf.GradientTape() as tape:
             tape.watch(gaussian)
-            value = tf.reduce_sum(function(gaussian, 0.1).mean ** 2)
+            value = tf.reduce_sum(rectify(gaussian, 0.1, kernels).mean ** 2)
         results.append([value, *tape.gradient(value, gaussian)])
     for a, b in zip(*results, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)

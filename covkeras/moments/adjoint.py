@@ -5,16 +5,18 @@ Phi(z). To first order Var m = sigma^2 |grad_x m|^2, with every correlation betw
 first order, (dm/da)^2 s^2 kappa(z) for each of its units. An estimate: never called certified.
 """
 
-from collections.abc import Sequence
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import keras
 from keras import ops
 
 from covkeras.moments.dispatch import Context
-from covkeras.moments.gaussian import Gaussian, blocks, margin, standard_deviation
+from covkeras.moments.gaussian import Gaussian, blocks, margin, standard_deviation, wide
 from covkeras.moments.network import MomentNetwork
-from covkeras.moments.rectifiers import leaky_mean, relu_excess
+from covkeras.moments.rectifiers import gated_mean, relu_excess
 from covkeras.validation import check_count
 
 
@@ -22,7 +24,7 @@ class AdjointMargin(NamedTuple):
     """The top-2 margin of the smoothed network, estimated.
 
     mean, sd: (batch,), of the margin. label, runner_up: (batch,), c and c~. radius: (batch,), sigma mean / sd, the
-    propagated radius in [0, 1] pixel units.
+    propagated radius in [0, 1] pixel units. logits: (batch, classes), the propagated mean.
     """
 
     mean: object
@@ -30,30 +32,38 @@ class AdjointMargin(NamedTuple):
     label: object
     runner_up: object
     radius: object
+    logits: object
 
 
-def adjoint_margin(network: MomentNetwork, images, gates: Sequence | None = None, kappa: bool = True) -> AdjointMargin:
+def adjoint_margin(
+    network: MomentNetwork,
+    images,
+    gates: Sequence | Callable | None = None,
+    kappa: bool = True,
+    labels=None,
+    context: Context = Context(),
+) -> AdjointMargin:
     """Estimates the margin's mean and standard deviation by one forward and one backward pass.
+
+    Differentiable by the classifier's weights; the gates' s and, where it is asked for, kappa's are constants to it.
 
     Args:
         network: the classifier's moments.
         images: (batch, height, width, channels) in [0, 1]; as many as fit in memory at once.
-        gates: the rectifiers' standard deviations, from `calibrate_gates`; by default those of the propagated
-            covariance.
+        gates: the rectifiers' standard deviations, from `calibrate_gates`, or a function (position, Gaussian before
+            the rectifier) -> (channels,); by default those of the propagated covariance.
         kappa: include what the rectifiers add beyond first order.
+        labels: (batch,) integers, the class c; by default the class of the largest mean.
+        context: of the rules; its `rectify` is not used.
 
     Returns:
-        AdjointMargin, five tensors of shape (batch,).
+        AdjointMargin, tensors of shape (batch,), and the logits'.
 
     Raises:
         ValueError: `gates` are not as many as the network has rectifiers.
     """
-    if gates is not None and len(gates) != len(network.gate_shapes):
-        raise ValueError(
-            f"gates must hold one array for each of the network's {len(network.gate_shapes)} rectifiers, got "
-            f"{len(gates)}. Make them with calibrate_gates(network, images)."
-        )
-    images = ops.convert_to_tensor(images, "float32")
+    gate = _gate(network, gates)
+    images = ops.convert_to_tensor(images, _image_dtype(network))
     # Zeros added to every rectifier's output: their gradient is dm/da, on any backend.
     probes = [ops.zeros((ops.shape(images)[0], *shape), "float32") for shape in network.gate_shapes] if kappa else []
 
@@ -61,23 +71,84 @@ def adjoint_margin(network: MomentNetwork, images, gates: Sequence | None = None
         units = []
 
         def rectify(gaussian, slope):
-            count = blocks(gaussian)
-            sd = standard_deviation(gaussian.cov, count) if gates is None else ops.convert_to_tensor(gates[len(units)])
-            mean = leaky_mean(gaussian.mean, sd, slope)
+            sd = ops.stop_gradient(gate(len(units), gaussian))
+            mean = gated_mean(gaussian.mean, sd, slope, context.kernels)
             mean = mean + ops.cast(probes[len(units)], mean.dtype) if kappa else mean
             units.append((gaussian.mean, sd, slope))
             return Gaussian(mean, gaussian.cov)
 
-        mean, _, label, runner_up = margin(network(images, context=Context(rectify=rectify)))
-        return ops.sum(mean), (mean, label, runner_up, units)
+        given = dataclasses.replace(context, rectify=rectify)
+        logits = network(images, context=given)
+        mean, _, label, runner_up = margin(logits, labels)
+        return ops.sum(mean), (mean, label, runner_up, logits.mean, units)
 
-    (mean, label, runner_up, units), gradients = _gradients(total_margin, images, *probes)
+    (mean, label, runner_up, logits, units), gradients = _gradients(total_margin, images, *probes)
     variance = network.sigma**2 * _squares(gradients[0])
     for (pre, sd, slope), by_output in zip(units, gradients[1:], strict=kappa):
-        pre = ops.cast(pre, "float32")
-        variance = variance + _squares((1.0 - slope) * by_output * sd * ops.sqrt(relu_excess(pre, sd)))
+        excess = ops.stop_gradient(relu_excess(wide(pre), ops.cast(sd, wide(pre).dtype)))
+        variance = variance + _squares((1.0 - slope) * wide(by_output) * ops.cast(sd, excess.dtype) * ops.sqrt(excess))
     sd = ops.sqrt(ops.maximum(variance, 1e-24))
-    return AdjointMargin(mean, sd, label, runner_up, network.sigma * mean / sd)
+    return AdjointMargin(mean, sd, label, runner_up, network.sigma * mean / sd, logits)
+
+
+def _gate(network, gates) -> Callable:
+    """(position, Gaussian) -> (channels,), the s of the rectifier's gate."""
+    if gates is None:
+        return lambda position, gaussian: standard_deviation(gaussian.cov, blocks(gaussian))
+    if callable(gates):
+        return gates
+    if len(gates) != len(network.gate_shapes):
+        raise ValueError(
+            f"gates must hold one array for each of the network's {len(network.gate_shapes)} rectifiers, got "
+            f"{len(gates)}. Make them with calibrate_gates(network, images)."
+        )
+    return lambda position, gaussian: ops.convert_to_tensor(gates[position])
+
+
+def noisy_pass(network: MomentNetwork, noisy, context: Context = Context()) -> tuple:
+    """Evaluates the classifier itself at noisy images, and keeps what its rectifiers saw.
+
+    Args:
+        network: the classifier's moments. noisy: (batch, height, width, channels). context: of the rules.
+
+    Returns:
+        Logits (batch, classes), and per rectifier, in the network's order, its inputs (batch, ..., channels).
+    """
+    units = []
+
+    def rectify(gaussian, slope):
+        units.append(gaussian.mean)
+        return Gaussian(keras.activations.relu(gaussian.mean, negative_slope=slope), gaussian.cov)
+
+    channels = network.image_shape[-1]
+    sample = Gaussian(noisy, ops.zeros((channels, channels), "float32"))
+    logits = network.propagate(sample, dataclasses.replace(context, rectify=rectify))
+    return logits.mean, units
+
+
+def measured_gates(units: Sequence, copies: int = 1) -> Callable:
+    """Returns the gates that noisy copies show: per channel the root mean square of h(x + eps) - mu(x).
+
+    Args:
+        units: per rectifier, what the copies brought there, (copies * images, ..., channels), from `noisy_pass`.
+        copies: of each image, one after the other along the first axis.
+
+    Returns:
+        A function (position, Gaussian) -> (channels,), for `adjoint_margin`, whose images begin with those copied.
+    """
+
+    def gate(position, gaussian):
+        samples = wide(units[position])
+        mean = wide(gaussian.mean)[: ops.shape(samples)[0] // copies]
+        if copies == 1:
+            # Twenty thousand numbers of a channel tell its scale to half a percent; more would only cost.
+            use = max(8, 20_000 // math.prod(mean.shape[1:-1]))
+            mean, samples = mean[:use], samples[:use]
+        residual = ops.reshape(samples, (copies, -1)) - ops.reshape(mean, (1, -1))
+        squares = ops.reshape(ops.square(residual), (-1, samples.shape[-1]))
+        return ops.sqrt(ops.maximum(ops.mean(squares, axis=0), 1e-12))
+
+    return gate
 
 
 def calibrate_gates(network: MomentNetwork, images, copies: int = 4, seed: int = 0) -> list:
@@ -90,28 +161,25 @@ def calibrate_gates(network: MomentNetwork, images, copies: int = 4, seed: int =
         seed: of the noise.
 
     Returns:
-        A list, per rectifier in the network's order, of (channels,) float32 arrays: `gates` of `adjoint_margin`.
+        A list, per rectifier in the network's order, of (channels,) arrays: `gates` of `adjoint_margin`.
     """
     check_count("copies", copies)
-    images = ops.convert_to_tensor(images, "float32")
+    images = ops.convert_to_tensor(images, _image_dtype(network))
     noise = keras.random.normal((copies, *ops.shape(images)), seed=seed)
-    noisy = ops.reshape(images + network.sigma * noise, (-1, *images.shape[1:]))
-    batch, gates = ops.shape(images)[0], []
+    noisy = ops.reshape(images + network.sigma * ops.cast(noise, images.dtype), (-1, *images.shape[1:]))
+    measure, gates = measured_gates(noisy_pass(network, noisy)[1], copies), []
 
     def rectify(gaussian, slope):
-        # The batch is the images' means, then their noisy copies: both go through the same linear layers.
-        mean, samples = gaussian.mean[:batch], gaussian.mean[batch:]
-        residual = ops.reshape(ops.cast(samples, "float32"), (copies, -1)) - ops.reshape(
-            ops.cast(mean, "float32"), (1, -1)
-        )
-        squares = ops.reshape(ops.square(residual), (-1, mean.shape[-1]))
-        sd = ops.sqrt(ops.maximum(ops.mean(squares, axis=0), 1e-12))
-        gates.append(sd)
-        rectified = ops.where(samples > 0, samples, slope * samples)
-        return Gaussian(ops.concatenate([leaky_mean(mean, sd, slope), rectified], axis=0), gaussian.cov)
+        gates.append(measure(len(gates), gaussian))
+        return Gaussian(gated_mean(gaussian.mean, gates[-1], slope), gaussian.cov)
 
-    network(ops.concatenate([images, noisy], axis=0), context=Context(rectify=rectify))
+    network(images, context=Context(rectify=rectify))
     return gates
+
+
+def _image_dtype(network) -> str:
+    """float32 whatever the policy, but for a float64 classifier."""
+    return "float64" if network.classifier.compute_dtype == "float64" else "float32"
 
 
 def _squares(x):

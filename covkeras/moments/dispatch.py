@@ -6,7 +6,7 @@ from collections.abc import Callable
 import keras
 
 from covkeras.moments.gaussian import Gaussian
-from covkeras.moments.rectifiers import rectify
+from covkeras.moments.rectifiers import PLAIN, Kernels, rectify
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,15 +15,21 @@ class Context:
 
     r_max: bound on the correlation between the pixels under a convolution's window, in [0, 1).
     training: whether this is a training step (Dropout drops, BatchNormalization uses and updates the batch's).
-    rectify: (gaussian, slope) -> gaussian, applied at every (leaky) ReLU; the adjoint estimate and the trainer put
-        theirs here.
+    kernels: the rectifiers' element-wise loops; the trainer puts compiled ones here.
+    rectify: (gaussian, slope) -> gaussian, applied at every (leaky) ReLU instead of their rule; the adjoint estimate
+        puts its own here.
     epoch: the training epoch, from 0; a number or an integer tensor. For objectives that change with it.
     """
 
     r_max: float = 0.0
     training: bool = False
-    rectify: Callable[[Gaussian, float], Gaussian] = rectify
+    kernels: Kernels = PLAIN
+    rectify: Callable[[Gaussian, float], Gaussian] | None = None
     epoch: object = 0
+
+    def rectified(self, gaussian: Gaussian, slope: float) -> Gaussian:
+        """What a (leaky) ReLU makes of the pair."""
+        return self.rectify(gaussian, slope) if self.rectify else rectify(gaussian, slope, self.kernels)
 
 
 class _Propagate:

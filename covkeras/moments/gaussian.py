@@ -6,6 +6,7 @@ unchanged by ReLU) it depends on the weights alone.
 
 from typing import NamedTuple
 
+import keras
 from keras import ops
 
 from covkeras.validation import check_sigma
@@ -28,6 +29,11 @@ def blocks(gaussian: Gaussian) -> int:
     return gaussian.mean.shape[-1] // gaussian.cov.shape[-1]
 
 
+def wide(x):
+    """float32 where x is stored in less; bfloat16's own erf and exp are slower, and worse."""
+    return ops.cast(x, "float32") if keras.backend.standardize_dtype(x.dtype) in ("bfloat16", "float16") else x
+
+
 def standard_deviation(cov, repeats: int = 1, minimum: float = 1e-12):
     """Returns sqrt(diag(cov)), shape (repeats * channels,); the variance is kept above `minimum`, so that a dead
     channel has a finite gradient."""
@@ -47,13 +53,13 @@ def margin(logits: Gaussian, labels=None):
     Returns:
         mean (batch,), negative where `labels` is not the top class; sd (batch,); c (batch,); c~ (batch,).
     """
-    mean, cov = ops.cast(logits.mean, "float32"), ops.cast(logits.cov, "float32")
+    mean, cov = wide(logits.mean), ops.cast(logits.cov, "float32")
     classes = mean.shape[-1]
     top = ops.argmax(mean, axis=-1) if labels is None else labels
     top = ops.cast(top, "int32")
-    chosen = ops.one_hot(top, classes, dtype="float32")
+    chosen = ops.one_hot(top, classes, dtype=mean.dtype)
     runner_up = ops.cast(ops.argmax(mean - 1e30 * chosen, axis=-1), "int32")
-    others = ops.one_hot(runner_up, classes, dtype="float32")
+    others = ops.one_hot(runner_up, classes, dtype=mean.dtype)
     direction = chosen - others
     variances = ops.diagonal(cov)
     # (classes, classes): the variance of every margin, made once for the batch and then looked up.

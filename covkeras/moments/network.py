@@ -7,7 +7,7 @@ import keras
 from keras import tree
 
 from covkeras.moments.dispatch import Context, propagate
-from covkeras.moments.gaussian import Gaussian
+from covkeras.moments.gaussian import Gaussian, wide
 from covkeras.moments.layers import GaussianInput, Moments
 from covkeras.validation import check_classifier, check_r_max, check_shape, check_sigma
 
@@ -62,7 +62,7 @@ class MomentNetwork(keras.Model):
     """
 
     def __init__(self, classifier, sigma: float, r_max: float = 0.1, name: str = "moment_network"):
-        super().__init__(name=name, dtype="float32")
+        super().__init__(name=name, dtype="float32", autocast=False)
         self.sigma, self.r_max = check_sigma(sigma), check_r_max(r_max)
         check_classifier(classifier)
         self.classifier = classifier
@@ -94,18 +94,29 @@ class MomentNetwork(keras.Model):
             Gaussian: mean (batch, classes), cov (classes, classes), both float32.
         """
         check_shape(images.shape, self.image_shape)
-        context = context or Context(training=bool(training))
+        return self.propagate(Gaussian(*self.gaussian_input(images)), context or Context(training=bool(training)))
+
+    def propagate(self, gaussian: Gaussian, context: Context) -> Gaussian:
+        """Propagates any Gaussian of images to the logits.
+
+        Args:
+            gaussian: mean (batch, height, width, channels), cov (channels, channels).
+            context: the rules' context; its r_max is the network's.
+
+        Returns:
+            Gaussian: mean (batch, classes), cov (classes, classes), both at least float32.
+        """
         shapes = []
 
         def recorded(gaussian, slope):
             shapes.append(tuple(gaussian.mean.shape[1:]))
-            return context.rectify(gaussian, slope)
+            return context.rectified(gaussian, slope)
 
         given_context = dataclasses.replace(context, r_max=self.r_max, rectify=recorded)
         mean, cov = walk(
             self.classifier,
-            self.gaussian_input(images),
+            gaussian,
             lambda layer, given, position: self.moment_layers[position](given, context=given_context),
         )
         self.gate_shapes = tuple(shapes)
-        return Gaussian(keras.ops.cast(mean, "float32"), cov)
+        return Gaussian(wide(mean), cov)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import keras
 from keras import ops
 
-from covkeras.moments.gaussian import Gaussian, blocks, standard_deviation
+from covkeras.moments.gaussian import Gaussian, blocks, standard_deviation, wide
 
 
 def gaussian_cdf(z):
@@ -20,32 +20,45 @@ def gaussian_pdf(z):
     return math.sqrt(0.5 / math.pi) * ops.exp(-0.5 * z * z)
 
 
-def _wide(x):
-    """float32 inside a loop, whatever is stored: bfloat16's own erf and exp are slower, and worse."""
-    return ops.cast(x, "float32") if keras.backend.standardize_dtype(x.dtype) in ("bfloat16", "float16") else x
-
-
 def relu_value(mean, sd):
     """E max(u, 0) = m Phi(z) + s phi(z), z = m / s, for u ~ N(m, s^2)."""
-    wide, sd = _wide(mean), _wide(sd)
-    z = wide * (1.0 / sd)
-    return ops.cast(wide * gaussian_cdf(z) + sd * gaussian_pdf(z), mean.dtype)
+    m, sd = wide(mean), wide(sd)
+    z = m * (1.0 / sd)
+    return ops.cast(m * gaussian_cdf(z) + sd * gaussian_pdf(z), mean.dtype)
 
 
 def relu_products(mean, sd, upstream):
     """The derivatives of `relu_value`, Phi(z) by m and phi(z) by s, each times `upstream`."""
-    z, wide = _wide(mean) * (1.0 / _wide(sd)), _wide(upstream)
-    return ops.cast(wide * gaussian_cdf(z), mean.dtype), ops.cast(wide * gaussian_pdf(z), mean.dtype)
+    z, upstream = wide(mean) * (1.0 / wide(sd)), wide(upstream)
+    return ops.cast(upstream * gaussian_cdf(z), mean.dtype), ops.cast(upstream * gaussian_pdf(z), mean.dtype)
+
+
+def relu_gate(mean, sd, upstream):
+    """The gate's product, Phi(z) times `upstream`: the derivative of `relu_value` by m where s is a constant."""
+    return ops.cast(wide(upstream) * gaussian_cdf(wide(mean) * (1.0 / wide(sd))), mean.dtype)
+
+
+def relu_gate_products(mean, sd, upstream, second):
+    """The derivatives of `relu_gate`, upstream phi(z) / s by m and Phi(z) by upstream, each times `second`."""
+    inverse = 1.0 / wide(sd)
+    z, second = wide(mean) * inverse, wide(second)
+    by_mean = second * wide(upstream) * gaussian_pdf(z) * inverse
+    return ops.cast(by_mean, mean.dtype), ops.cast(second * gaussian_cdf(z), mean.dtype)
 
 
 class Kernels(NamedTuple):
-    """The two element-wise loops of the ReLU's moment; a trainer puts compiled copies here."""
+    """The element-wise loops of the ReLU's moment; a trainer puts compiled copies here."""
 
     value: Callable = relu_value
     products: Callable = relu_products
+    gate: Callable = relu_gate
+    gate_products: Callable = relu_gate_products
 
 
-def relu_mean(mean, sd, kernels: Kernels = Kernels()):
+PLAIN = Kernels()
+
+
+def relu_mean(mean, sd, kernels: Kernels = PLAIN):
     """E max(u, 0) = m Phi(z) + s phi(z), z = m / s, for u ~ N(m, s^2) (exact; Table 1 misprints the last factor).
 
     The gradient computes Phi and phi again from the mean: on the CPU that is faster than to store and reload them.
@@ -75,6 +88,34 @@ def relu_mean(mean, sd, kernels: Kernels = Kernels()):
     return value_and_gradient(mean, sd)
 
 
+def gated_mean(mean, sd, slope: float = 0.0, kernels: Kernels = PLAIN):
+    """`leaky_mean` with s a constant, twice differentiable by the mean: what a pass through the gradient needs.
+
+    Shapes as in `relu_mean`. First derivative slope + (1 - slope) Phi(z), second (1 - slope) phi(z) / s.
+    """
+
+    @ops.custom_gradient
+    def gate(mean, sd, upstream):
+        first = upstream
+
+        def gradient(*args, upstream=None):
+            second = args[0] if upstream is None else upstream
+            by_mean, by_upstream = kernels.gate_products(mean, sd, first, second)
+            return by_mean, ops.zeros_like(sd), by_upstream
+
+        return kernels.gate(mean, sd, first), gradient
+
+    @ops.custom_gradient
+    def value(mean, sd):
+        def gradient(*args, upstream=None):
+            return gate(mean, sd, args[0] if upstream is None else upstream), ops.zeros_like(sd)
+
+        return kernels.value(mean, sd), gradient
+
+    rectified = value(mean, ops.stop_gradient(ops.cast(sd, mean.dtype)))
+    return rectified if slope == 0 else slope * mean + (1.0 - slope) * rectified
+
+
 def relu_excess(mean, sd):
     """kappa(z) = Var(max(u, 0)) / s^2 - Phi(z)^2: the variance a ReLU adds beyond its linear part (exact, >= 0).
 
@@ -86,13 +127,13 @@ def relu_excess(mean, sd):
     return ops.maximum((z * z + 1.0) * gate + z * density - value * value - gate * gate, 0.0)
 
 
-def leaky_mean(mean, sd, slope: float, kernels: Kernels = Kernels()):
+def leaky_mean(mean, sd, slope: float, kernels: Kernels = PLAIN):
     """E max(u, slope u) = slope m + (1 - slope) E max(u, 0)."""
     rectified = relu_mean(mean, sd, kernels)
     return rectified if slope == 0 else slope * mean + (1.0 - slope) * rectified
 
 
-def rectify(gaussian: Gaussian, slope: float = 0.0, kernels: Kernels = Kernels()) -> Gaussian:
+def rectify(gaussian: Gaussian, slope: float = 0.0, kernels: Kernels = PLAIN) -> Gaussian:
     """ReLU (slope 0) or leaky ReLU: mean as `leaky_mean` (exact), cov unchanged (the paper's bound, too large by a
     factor of 2.93 at m = 0).
 

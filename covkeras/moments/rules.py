@@ -56,7 +56,7 @@ def _biased(layer, mean):
 
 def _activated(layer, gaussian, context):
     slope = activation_slope(layer)
-    return gaussian if slope is None else context.rectify(gaussian, slope)
+    return gaussian if slope is None else context.rectified(gaussian, slope)
 
 
 def _channels_last(layer):

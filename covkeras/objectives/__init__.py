@@ -8,6 +8,7 @@ An objective is an object with
     __call__(images, labels, noise, context) -> Terms
 """
 
+from covkeras.objectives.adjoint_radius import AdjointRadius
 from covkeras.objectives.consistency import Consistency
 from covkeras.objectives.covariance_radius import CovarianceRadius
 from covkeras.objectives.cross_entropy import CrossEntropy, TruncatedLq
@@ -15,10 +16,14 @@ from covkeras.objectives.gaussian_augmentation import GaussianAugmentation
 from covkeras.objectives.macer import Macer
 from covkeras.objectives.terms import Terms
 
-METHODS = {o.name: o for o in (GaussianAugmentation, CovarianceRadius, Macer, Consistency, CrossEntropy, TruncatedLq)}
+METHODS = {
+    o.name: o
+    for o in (GaussianAugmentation, CovarianceRadius, AdjointRadius, Macer, Consistency, CrossEntropy, TruncatedLq)
+}
 
 __all__ = [
     "METHODS",
+    "AdjointRadius",
     "Consistency",
     "CovarianceRadius",
     "CrossEntropy",

@@ -51,12 +51,17 @@ class Consistency:
         if self.antithetic:
             noise = ops.concatenate([noise, -noise], 0)
         logits = logits_of(self.classifier, images, noise, self.sigma, context.training)
-        log_each = ops.log_softmax(logits)
-        log_mean = ops.logsumexp(log_each, 0) - math.log(logits.shape[0])
-        mean = ops.exp(log_mean)
-        entropy = -ops.sum(mean * log_mean, -1)
-        # sum_c Fbar (log Fbar - log F_i), averaged over the copies.
-        divergence = -entropy - ops.mean(ops.sum(mean * log_each, -1), 0)
-        losses = [cross_entropy(labels, logits[i]) for i in range(logits.shape[0])]
-        classification = sum(losses) / len(losses) + self.eta * entropy
-        return Terms(classification, divergence, log_mean)
+        return Terms(*consistency_terms(labels, logits, self.eta))
+
+
+def consistency_terms(labels, logits, eta: float):
+    """labels (batch,), logits (k, batch, classes) of the copies -> mean_i CE_i + eta H(Fbar), mean_i KL(Fbar || F_i),
+    both (batch,), and log Fbar (batch, classes)."""
+    log_each = ops.log_softmax(logits)
+    log_mean = ops.logsumexp(log_each, 0) - math.log(logits.shape[0])
+    mean = ops.exp(log_mean)
+    entropy = -ops.sum(mean * log_mean, -1)
+    # sum_c Fbar (log Fbar - log F_i), averaged over the copies.
+    divergence = -entropy - ops.mean(ops.sum(mean * log_each, -1), 0)
+    losses = [cross_entropy(labels, logits[i]) for i in range(logits.shape[0])]
+    return sum(losses) / len(losses) + eta * entropy, divergence, log_mean

@@ -66,7 +66,7 @@ class CovarianceRadius:
         if self.noisy_mean:
             images = images + self.sigma * noise[0]
         if self.stop_covariance_gradient:
-            context = dataclasses.replace(context, rectify=_constant_covariance(context.rectify))
+            context = dataclasses.replace(context, rectify=_constant_covariance(context))
         logits = self.network(images, context=context)
         if self.stop_covariance_gradient:
             logits = Gaussian(logits.mean, ops.stop_gradient(logits.cov))
@@ -86,7 +86,7 @@ class CovarianceRadius:
         return ops.where(ops.convert_to_tensor(epoch) >= self.drop_epoch, kept, ops.ones_like(kept))
 
 
-def _constant_covariance(rectify):
+def _constant_covariance(context):
     """The covariance depends on the weights alone and is read only at ReLUs and at the head: stopping it there stops
     it at every weight."""
-    return lambda gaussian, slope: rectify(Gaussian(gaussian.mean, ops.stop_gradient(gaussian.cov)), slope)
+    return lambda gaussian, slope: context.rectified(Gaussian(gaussian.mean, ops.stop_gradient(gaussian.cov)), slope)

@@ -1,0 +1,143 @@
+"""Training on the adjoint estimate of the radius, differentiated through its own gradient (ours)."""
+
+import math
+
+from keras import ops
+
+from covkeras.moments.adjoint import adjoint_margin, measured_gates, noisy_pass
+from covkeras.moments.network import MomentNetwork
+from covkeras.moments.rectifiers import gaussian_cdf
+from covkeras.objectives.consistency import consistency_terms
+from covkeras.objectives.copies import copies_of
+from covkeras.objectives.terms import Terms, cross_entropy
+from covkeras.validation import check_between, check_choice, check_count, check_r_max, check_sigma
+
+RADIUS_LOSSES = ("hinge", "probit")
+CLASSIFY_ON = ("copy", "mean")
+GATES = ("calibrated", "propagated")
+
+# Images whose copies measure the gates where training itself needs no copy.
+_CALIBRATED = 32
+
+
+class AdjointRadius:
+    """Cross-entropy plus lam times a loss of the margin's mean over its standard deviation, m / sd = radius / sigma.
+
+    m and sd are those of `adjoint_margin`: to first order sd = sigma |grad_x m|, with every correlation between pixels
+    in it. The gates' s are constants to the gradient: a network can't meet the loss by making them small.
+
+    Args:
+        sigma: noise level, in [0, 1] pixel units.
+        lam: weight of the robustness loss, >= 0.
+        gamma: offset of the radius loss, in units of sd, > 0.
+        radius_loss: "hinge", max(0, gamma - m / sd) on the correctly classified, or "probit", -log Phi(m / sd - gamma)
+            on all.
+        classify_on: "copy", cross-entropy at one noisy copy, or "mean", of the propagated mean.
+        gates: "calibrated", the s that the copy at hand shows, or "propagated", of the propagated covariance.
+        r_max: bound on the correlation between pixels, for propagated gates.
+        sampled_share: the share of the noise's variance that is sampled rather than propagated: moments start at
+            x + sqrt(share) sigma eps. 0 propagates all of it.
+        radius_every: the radius of every k-th image of a batch is estimated: 1 is all. For the cost of every k-th step
+            a smoother gradient than that gives.
+        consistency: weight of Consistency's divergence between x + eps and x - eps; 0 leaves the second copy out.
+        eta: weight of Consistency's entropy, where there is one.
+        switch_epoch: the epoch (from 0) at which lam is switched on.
+
+    Calibrated gates are measured on each replica's own images: two replicas equal one in the mean, not digit by digit.
+    """
+
+    name = "adjoint_radius"
+
+    def __init__(
+        self,
+        sigma: float = 0.5,
+        lam: float = 1.0,
+        gamma: float = 2.0,
+        radius_loss: str = "hinge",
+        classify_on: str = "copy",
+        gates: str = "calibrated",
+        r_max: float = 0.1,
+        sampled_share: float = 0.0,
+        radius_every: int = 1,
+        consistency: float = 0.0,
+        eta: float = 0.5,
+        switch_epoch: int = 0,
+    ):
+        self.sigma = check_sigma(sigma)
+        self.lam = check_between("lam", lam, 0, math.inf, closed="left")
+        self.gamma = check_between("gamma", gamma, 0, math.inf)
+        self.radius_loss = check_choice("radius_loss", radius_loss, RADIUS_LOSSES)
+        self.classify_on = check_choice("classify_on", classify_on, CLASSIFY_ON)
+        self.gates = check_choice("gates", gates, GATES)
+        self.r_max = check_r_max(r_max)
+        self.sampled_share = check_between("sampled_share", sampled_share, 0, 1, closed="left")
+        self.radius_every = check_count("radius_every", radius_every)
+        self.consistency = check_between("consistency", consistency, 0, math.inf, closed="left")
+        self.eta = check_between("eta", eta, 0, math.inf, closed="left")
+        self.switch_epoch = check_count("switch_epoch", switch_epoch, 0)
+        if self.consistency and (self.classify_on == "mean" or self.sampled_share):
+            raise ValueError("consistency compares two noisy copies: it needs classify_on='copy' and sampled_share 0.")
+        if self.classify_on == "mean" and self.radius_every > 1:
+            raise ValueError("radius_every must be 1 where classify_on is 'mean': every image's mean is needed anyway.")
+
+    @property
+    def copies(self) -> int:
+        return 2 if self.sampled_share else 1
+
+    def attach(self, classifier) -> None:
+        self.network = MomentNetwork(classifier, self.sigma, self.r_max)
+
+    def __call__(self, images, labels, noise, context) -> Terms:
+        """images (batch, h, w, c), labels (batch,), noise (copies, batch, h, w, c) standard normal -> Terms.
+
+        The robustness and the radius are of every `radius_every`-th image.
+        """
+        base = images + self.sigma * math.sqrt(self.sampled_share) * noise[-1] if self.sampled_share else images
+        if self.classify_on == "mean":
+            _, units = self._copies(base[:_CALIBRATED], noise[:1, :_CALIBRATED], context)
+            estimate = self._margin(base, labels, units, context)
+            classification, logits = cross_entropy(labels, estimate.logits), estimate.logits
+        else:
+            logits, units = self._copies(base, noise[:1], context)
+            classification = self._classification(labels, logits)
+            some = slice(None, None, self.radius_every)
+            # Of two copies, the first shows the gates.
+            units = [unit[: ops.shape(base)[0]][some] for unit in units]
+            estimate = self._margin(base[some], labels[some], units, context)
+            logits = logits[0]
+        return Terms(classification, self._loss(estimate), logits, estimate.radius)
+
+    def _copies(self, base, noise, context) -> tuple:
+        """(k, batch, classes), the logits at the noisy copies, and what their rectifiers saw."""
+        noise = ops.concatenate([noise, -noise], 0) if self.consistency else noise
+        spread = self.sigma * math.sqrt(1.0 - self.sampled_share)
+        logits, units = noisy_pass(self.network, copies_of(base, noise, spread), context)
+        return ops.reshape(logits, (noise.shape[0], -1, logits.shape[-1])), units
+
+    def _classification(self, labels, logits):
+        if not self.consistency:
+            return cross_entropy(labels, logits[0])
+        classification, divergence, _ = consistency_terms(labels, logits, self.eta)
+        return classification + self.consistency * divergence
+
+    def _margin(self, base, labels, units, context):
+        gates = measured_gates([ops.stop_gradient(unit) for unit in units]) if self.gates == "calibrated" else None
+        return adjoint_margin(self.network, base, gates, kappa=False, labels=labels, context=context)
+
+    def _loss(self, estimate):
+        """(images,), of the margin's mean over its sd."""
+        ratio = estimate.radius / self.sigma
+        if self.radius_loss == "hinge":
+            return ops.where(ratio > 0, ops.maximum(self.gamma - ratio, 0.0), 0.0)
+        return -log_gaussian_cdf(ratio - self.gamma)
+
+
+def log_gaussian_cdf(z):
+    """log Phi(z): exact from -3 on, below it the parabola of equal value, slope and curvature (float32's own Phi is 0
+    there, and log Phi is a parabola in the limit)."""
+    low = -3.0
+    value = 0.5 * math.erfc(-low * math.sqrt(0.5))
+    slope = math.exp(-0.5 * low * low) / math.sqrt(2.0 * math.pi) / value
+    step = ops.minimum(z - low, 0.0)
+    tail = math.log(value) + slope * step - 0.5 * slope * (slope + low) * step * step
+    return ops.where(z < low, tail, ops.log(gaussian_cdf(ops.maximum(z, low))))
