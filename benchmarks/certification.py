@@ -18,11 +18,11 @@ startup.quiet_tensorflow()
 
 import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
-from timing import interleave  # noqa: E402
 
 from covkeras import models, report  # noqa: E402
 from covkeras.certification import SmoothedClassifier  # noqa: E402
 from covkeras.certification.noise import ESTIMATION  # noqa: E402
+from covkeras.timing import interleave  # noqa: E402
 
 CASES = {
     "lenet": (models.lenet, "float32", 4),

@@ -26,9 +26,9 @@ startup.quiet_tensorflow()
 import keras  # noqa: E402
 import tensorflow as tf  # noqa: E402
 from per_image_covariance import PerImageCovariance  # noqa: E402
-from timing import interleave, ratio_rows  # noqa: E402
 
 from covkeras import models, objectives, report  # noqa: E402
+from covkeras.timing import interleave, ratio_rows  # noqa: E402
 from covkeras.trainer import CertifiedTrainer  # noqa: E402
 
 CASES = {

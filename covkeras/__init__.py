@@ -39,6 +39,7 @@ _NAMES = {
 }
 _MODULES = (
     "certification",
+    "comparing",
     "datasets",
     "devices",
     "diagnostics",

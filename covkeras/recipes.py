@@ -115,6 +115,17 @@ class Recipe:
         """Returns 16 hexadecimal digits that identify the values."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
 
+    @classmethod
+    def value(cls, name: str, text: str):
+        """Returns a field's value from its text, checked. Raises ValueError."""
+        kind = cls.__dataclass_fields__[name].type
+        try:
+            value = {"true": True, "false": False}[text.strip().lower()] if kind is bool else kind(text.strip())
+        except (ValueError, KeyError):
+            raise ValueError(f"{name} must be {kind.__name__}, got {text!r}.") from None
+        cls(**{name: value})
+        return value
+
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
@@ -221,6 +232,18 @@ RECIPES = {
         _LARGE.replace(name="places365", data="places365"),
     )
 }
+
+
+def scaled(recipe: Recipe, epochs: int) -> Recipe:
+    """Returns the recipe over other epochs, its switch and decays at the same share of them."""
+    share = epochs / recipe.epochs
+    decays = sorted({max(1, round(share * e)) for e in recipe.decay_epochs})
+    return recipe.replace(
+        epochs=epochs,
+        switch_epoch=int(share * recipe.switch_epoch),
+        drop_epoch=int(share * recipe.drop_epoch),
+        decay_epochs=tuple(decays),
+    )
 
 
 def smoke(recipe: Recipe) -> Recipe:

@@ -12,7 +12,7 @@ from covkeras import fitting, jobs
 from covkeras.devices import strategy
 from covkeras.files import is_taken, write_aside
 from covkeras.interrupts import Interrupted
-from covkeras.recipes import Recipe
+from covkeras.recipes import Recipe, scaled
 from covkeras.runs import RunFolder
 from covkeras.tuning_space import Objective, Range
 from covkeras.validation import check_between, check_choice, check_count
@@ -89,18 +89,6 @@ def label(recipe: Recipe, space: Sequence[Range]) -> str:
     """Names a trial by what differs: "lam 4, r_max 0.1"."""
     values = ((one.field, getattr(recipe, one.field)) for one in space)
     return ", ".join(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in values)
-
-
-def scaled(recipe: Recipe, epochs: int) -> Recipe:
-    """Returns the recipe over fewer epochs, its switch and decays at the same share of them."""
-    share = epochs / recipe.epochs
-    decays = sorted({max(1, round(share * e)) for e in recipe.decay_epochs})
-    return recipe.replace(
-        epochs=epochs,
-        switch_epoch=int(share * recipe.switch_epoch),
-        drop_epoch=int(share * recipe.drop_epoch),
-        decay_epochs=tuple(decays),
-    )
 
 
 class CertifiedTuner(kt.Tuner):

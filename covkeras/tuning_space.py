@@ -39,14 +39,14 @@ class Range:
         if not equals or name not in searchable:
             raise ValueError(f"search {text!r} must be FIELD=LOW:HIGH or FIELD=A,B,C, FIELD one of {searchable}.")
         if "," in rest or ":" not in rest:
-            values = tuple(_value(name, v) for v in rest.split(",") if v.strip())
+            values = tuple(Recipe.value(name, v) for v in rest.split(",") if v.strip())
             if not values or len(set(values)) < len(values):
                 raise ValueError(f"search {text!r} must list different values, such as {name}=1,2.")
             return cls(name, values=values)
         low, high, *scale = rest.split(":")
         if scale not in ([], ["log"]) or _FIELDS[name].type not in (float, int):
             raise ValueError(f"search {text!r} must be FIELD=LOW:HIGH[:log] of numbers, or a list FIELD=A,B,C.")
-        low, high = _value(name, low), _value(name, high)
+        low, high = Recipe.value(name, low), Recipe.value(name, high)
         if low >= high or (scale and low <= 0):
             raise ValueError(f"search {text!r} must have LOW below HIGH{', both above 0 for log' if scale else ''}.")
         return cls(name, low, high, bool(scale))
@@ -59,17 +59,6 @@ class Range:
             return kind(hp.Choice(self.field, list(self.values), ordered=kind in (float, int)))
         number = hp.Int if kind is int else hp.Float
         return number(self.field, self.low, self.high, sampling="log" if self.log else "linear")
-
-
-def _value(name: str, text: str):
-    """A field's value from its text, checked as the recipe checks it."""
-    kind = _FIELDS[name].type
-    try:
-        value = {"true": True, "false": False}[text.strip().lower()] if kind is bool else kind(text.strip())
-    except (ValueError, KeyError):
-        raise ValueError(f"search: {name} must be {kind.__name__}, got {text!r}.") from None
-    Recipe(**{name: value})
-    return value
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,8 @@ import tensorflow as tf
 from conftest import small_classifier
 
 from covkeras import CertifiedTrainer, devices, fitting, models, objectives, recipes
-from covkeras.moments import Context, rectify
+from covkeras.moments import Context, Gaussian, rectify
+from covkeras.moments.rectifiers import Kernels
 from covkeras.trainer import COMPILED
 
 OBJECTIVES = {

@@ -1,21 +1,28 @@
 """Fair timing: every side in turn, in one process, so that a machine whose speed drifts is fair to all."""
 
 import time
+from collections.abc import Callable
 
 import numpy as np
 
 
-def interleave(sides: dict, rounds: int) -> dict[str, list[float]]:
-    """Calls every side once per round, after a warm-up; returns the seconds of each call."""
-    for run in sides.values():
-        run()
-        run()
+def interleave(sides: dict[str, Callable], rounds: int, progress: Callable = lambda: None) -> dict[str, list[float]]:
+    """Calls every side once per round, after two rounds of warm-up; returns the seconds of each call.
+
+    Args:
+        sides: name -> what to time. rounds: timed calls of each. progress: called after every round.
+    """
+    for _ in range(2):
+        for run in sides.values():
+            run()
+        progress()
     seconds = {name: [] for name in sides}
     for _ in range(rounds):
         for name, run in sides.items():
             start = time.perf_counter()
             run()
             seconds[name].append(time.perf_counter() - start)
+        progress()
     return seconds
 
 

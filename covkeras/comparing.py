@@ -1,0 +1,208 @@
+"""Methods against each other: one recipe, one budget, the same images and the same noise of certification."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from covkeras import devices, diagnostics, fitting, jobs, moments
+from covkeras.files import is_taken, write_aside
+from covkeras.recipes import METHODS, Recipe, scaled
+from covkeras.report import Result
+from covkeras.runs import RunFolder
+from covkeras.timing import interleave
+from covkeras.validation import check_between, check_choice
+
+BASELINE = "gaussian_augmentation"
+# What methods may differ in: how they train. All else belongs to the comparison.
+OWN_FIELDS = tuple(
+    f.name
+    for f in dataclasses.fields(Recipe)
+    if not f.name.startswith("certify_")
+    and f.name
+    not in ("name", "source", "data", "model", "method", "reference", "sigma", "seed", "image_size", "decay_epochs")
+)
+# The authors' weights at sigma .25, .5 and 1: on MNIST, and on CIFAR-10 and all else.
+_WEIGHTS = {
+    "consistency": {"mnist": (10.0, 5.0, 5.0), "cifar10": (20.0, 10.0, 10.0)},
+    "macer": {"mnist": (16.0, 16.0, 6.0), "cifar10": (12.0, 12.0, 12.0)},
+}
+
+
+def published(recipe: Recipe, method: str) -> Recipe:
+    """Returns the recipe with a method's own lam and gamma: its authors', for the nearest data and sigma they printed;
+    for `adjoint_radius`, ours. The recipe's own method keeps the recipe's."""
+    if method == recipe.method:
+        return recipe
+    changes = {"lam": 4.0, "gamma": 8.0, "switch_epoch": 0, "noisy_mean": False}
+    if method in _WEIGHTS:
+        weights = _WEIGHTS[method]["mnist" if recipe.data in ("mnist", "digits") else "cifar10"]
+        changes["lam"] = weights[int(np.argmin(np.abs(np.array([0.25, 0.5, 1.0]) - recipe.sigma)))]
+    elif method == "covariance_radius":
+        # The paper switches lam on halfway; one noise sample in the mean is its published code's way.
+        changes |= {"switch_epoch": recipe.epochs // 2, "noisy_mean": True}
+    elif method == "adjoint_radius":
+        changes |= {"lam": 1.0, "gamma": 3.0}
+    return recipe.replace(method=method, **changes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One method of a comparison: its name in tables, and its recipe."""
+
+    label: str
+    recipe: Recipe
+
+    @classmethod
+    def parse(cls, text: str, recipe: Recipe) -> "Entry":
+        """Reads "consistency" or "consistency:lam=5,antithetic=true"; other epochs scale the schedule with them.
+
+        Raises:
+            ValueError: an unknown method or field, or a value that the field refuses.
+        """
+        method, _, rest = text.partition(":")
+        check_choice("method", method, METHODS)
+        changes = {}
+        for part in filter(None, rest.split(",")):
+            name, equals, value = part.partition("=")
+            name = name.strip().replace("-", "_")
+            if not equals or name not in OWN_FIELDS:
+                raise ValueError(f"method {text!r} must be METHOD:FIELD=VALUE,..., FIELD one of {list(OWN_FIELDS)}.")
+            changes[name] = Recipe.value(name, value)
+        own = published(recipe, method)
+        own = scaled(own, changes["epochs"]) if "epochs" in changes else own
+        return cls(text, own.replace(reference="none", **changes))
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """Step times of a method, interleaved with Gaussian augmentation's: seconds, and their ratios round by round."""
+
+    seconds: tuple[float, ...]
+    ratios: tuple[float, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What became of one method: its certificates and clean accuracy, seed by seed, and what a step costs."""
+
+    entry: Entry
+    results: tuple[Result, ...]
+    clean: tuple[float, ...]
+    cost: Cost
+    epoch_seconds: float
+
+
+class Comparison:
+    """A folder of runs: comparison.json, steps.json (the step times), runs/METHOD-seedN/, report/.
+
+    Methods and seeds may be added later; what is done is not done again.
+
+    Args:
+        path: the folder. recipe: what the methods have in common. seconds: of training for each method; 0: the epochs
+            of their recipes.
+    """
+
+    def __init__(self, path, recipe: Recipe, seconds: float = 0.0, environment: jobs.Environment = jobs.Environment()):
+        self.path, self.recipe, self.environment = Path(path), recipe, environment
+        self.seconds = check_between("seconds", seconds, 0, float("inf"), "left")
+        self.data = fitting.load_training(recipe, environment)
+        self.test = environment.load(recipe, "test")
+
+    def claim(self, entries: Sequence[Entry], seeds: Sequence[int]) -> None:
+        """Refuses what couldn't be trained or certified, then makes the folder with comparison.json.
+
+        Raises:
+            ValueError: the folder holds another comparison, another run, or other files; a batch that the devices can't
+                share; seconds where a method has epochs of its own.
+        """
+        self._check(entries, seeds)
+        here = {"seconds": self.seconds, "recipe": json.loads(self.recipe.to_json())}
+        file = self.path / "comparison.json"
+        if file.exists():
+            there = json.loads(file.read_text())
+            fields = self.recipe.diff(Recipe.from_json(json.dumps(there["recipe"])))
+            differ = [f"{k}: {v!r} there, {u!r} here" for k, (u, v) in fields.items()]
+            if there["seconds"] != self.seconds:
+                differ.append(f"seconds: {there['seconds']} there, {self.seconds} here")
+            if differ:
+                raise ValueError(f"{self.path} holds another comparison ({'; '.join(differ)}). Choose another --out.")
+        elif is_taken(self.path):
+            raise ValueError(f"{self.path} is not empty and holds no comparison.json. Choose another --out.")
+        else:
+            write_aside(file, lambda aside: aside.write_text(json.dumps(here, indent=2) + "\n"))
+
+    def _check(self, entries: Sequence[Entry], seeds: Sequence[int]) -> None:
+        replicas = devices.strategy(self.environment.devices).num_replicas_in_sync
+        for entry in entries:
+            fitting.check_batch(entry.recipe, replicas)
+            entry.recipe.objective()
+            self.data.steps_per_epoch(entry.recipe.batch_size)
+            if self.seconds and "epochs=" in entry.label:
+                raise ValueError(f"method {entry.label!r} sets epochs, and --seconds too. Leave one out.")
+            for seed in seeds:
+                # With a budget in seconds the epochs are known only when the steps were timed.
+                if not self.seconds:
+                    self.run_folder(entry, seed).check(entry.recipe.replace(seed=seed))
+
+    def run_folder(self, entry: Entry, seed: int) -> RunFolder:
+        return RunFolder(self.path / "runs" / f"{entry.label.replace(':', ',')}-seed{seed}")
+
+    def costs(self, entries: Sequence[Entry], rounds: int = 15) -> dict[str, Cost]:
+        """Returns each method's step times, measured in turns with Gaussian augmentation's; measured once, and kept."""
+        file = self.path / "steps.json"
+        known = json.loads(file.read_text()) if file.exists() else {}
+        missing = [e for e in entries if e.label not in known]
+        if missing:
+            sides = {BASELINE: Entry.parse(BASELINE, self.recipe)} | {e.label: e for e in missing}
+            with jobs.progress_bar(total=2 + rounds, desc="time the steps", unit="round") as bar:
+                seconds = interleave({k: self._step(e) for k, e in sides.items()}, rounds, bar.update)
+            for label in [e.label for e in missing]:
+                ratios = np.array(seconds[label]) / np.array(seconds[BASELINE])
+                known[label] = {"seconds": seconds[label], "ratios": ratios.tolist()}
+            write_aside(file, lambda aside: aside.write_text(json.dumps(known, indent=1) + "\n"))
+        return {label: Cost(tuple(k["seconds"]), tuple(k["ratios"])) for label, k in known.items()}
+
+    def _step(self, entry: Entry):
+        """A compiled training step of the method, on one batch of the data."""
+        trainer = fitting.build_trainer(entry.recipe, self.data)
+        images, labels = next(iter(self.data.batches(entry.recipe.batch_size, augmentation=entry.recipe.augmentation)))
+        step = tf.function(trainer.train_step, reduce_retracing=True)
+        return lambda: step((images, labels))["loss"].numpy()
+
+    def epoch_seconds(self, entry: Entry, cost: Cost) -> float:
+        """The median step's time times the steps of an epoch."""
+        return float(np.median(cost.seconds)) * self.data.steps_per_epoch(entry.recipe.batch_size)
+
+    def budgeted(self, entry: Entry, cost: Cost) -> Entry:
+        """Returns the method with the epochs that the comparison's seconds hold, at least one."""
+        if not self.seconds:
+            return entry
+        epochs = max(1, round(self.seconds / self.epoch_seconds(entry, cost)))
+        return dataclasses.replace(entry, recipe=scaled(entry.recipe, epochs))
+
+    def run(self, entry: Entry, seed: int) -> tuple[Result, float]:
+        """Trains and certifies one method with one seed, or reads what is there.
+
+        Returns:
+            Its certificates, and the accuracy of the classifier itself, without noise, on the whole test split.
+        """
+        recipe, folder = entry.recipe.replace(seed=seed), self.run_folder(entry, seed)
+        folder.claim(recipe)
+        title = f"{entry.label} seed {seed}"
+        classifier = fitting.train(recipe, folder, self.environment, f"train {title}")
+        _, labels, certificates = jobs.certify(recipe, folder, classifier, self.environment, f"certify {title}")
+        network = moments.MomentNetwork(classifier, recipe.sigma, recipe.r_max)
+        images = self.test.head(recipe.certify_images).floats()
+        fidelity = diagnostics.fidelity(network, images, certificates, self.data.head(64).floats())
+        return Result(entry.label, labels, certificates, fidelity), clean_accuracy(classifier, self.test)
+
+
+def clean_accuracy(classifier, data, batch_size: int = 500) -> float:
+    """The share of images that the classifier itself, without noise, gets right."""
+    batches = [slice(i, i + batch_size) for i in range(0, len(data), batch_size)]
+    hits = [classifier.predict_on_batch(data.floats(b)).argmax(1) == data.labels[b] for b in batches]
+    return float(np.concatenate(hits).mean())

@@ -1,0 +1,130 @@
+"""What a comparison found: one table, certified accuracy by radius, the cost of a step, radius against cost."""
+
+import html
+from collections.abc import Sequence
+
+import numpy as np
+
+from covkeras.certification.certificates import average_certified_radius, certified_accuracy
+from covkeras.comparing import Comparison, Outcome
+from covkeras.pages import STYLES, html_table, markdown, new_figure, page, picture, plain, png
+from covkeras.report import fidelity_plot, fidelity_table, table_radii
+
+_NOTES = (
+    "Certified accuracy at r: the share of test images predicted correctly with certified radius at least r. ACR: the "
+    "average certified radius, 0 where wrong or abstained; it over-rewards easy images. Clean accuracy: of the "
+    "classifier itself, without noise, on the whole test split. With several seeds: mean and, after the sign, their "
+    "standard deviation. Step cost: the time of a training step over Gaussian augmentation's, median of interleaved "
+    "rounds in one process; an epoch's seconds are the median step's, on a machine that may have been shared.",
+    "Propagated radii are estimates without samples, never certificates; what the comparison leaves out: images "
+    "abstained on, those where the two name different classes, those whose certified radius n caps.",
+)
+
+
+def _spread(values: Sequence[float], digits: int) -> str:
+    mean = f"{np.mean(values):.{digits}f}"
+    return f"{mean} ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else mean
+
+
+def comparison_table(outcomes: Sequence[Outcome]) -> list[list[str]]:
+    """Returns a header and one row per method, in the order given."""
+    radii = table_radii([r for o in outcomes for r in o.results])
+    rows = [["method", "ACR", *[f"acc at {r:g}" for r in radii], "clean", "epochs", "s/epoch", "step cost", "seeds"]]
+    for o in outcomes:
+        acr = [average_certified_radius(r.certificates, r.labels) for r in o.results]
+        accuracy = np.array([certified_accuracy(r.certificates, r.labels, radii) for r in o.results])
+        rows.append(
+            [
+                o.entry.label,
+                _spread(acr, 3),
+                *[_spread(column, 3) for column in accuracy.T],
+                _spread(o.clean, 4),
+                str(o.entry.recipe.epochs),
+                f"{o.epoch_seconds:.1f}",
+                f"{np.median(o.cost.ratios):.2f}",
+                str(len(o.results)),
+            ]
+        )
+    return rows
+
+
+def curves(outcomes: Sequence[Outcome], caption: str = ""):
+    """Returns certified accuracy against radius: a curve per method, the mean over seeds, least to most shaded."""
+    figure, axes = new_figure()
+    largest = max(float(r.certificates.radius.max(initial=0.0)) for o in outcomes for r in o.results)
+    radii = np.linspace(0, 1.05 * largest or 1.0, 500)
+    for i, o in enumerate(outcomes):
+        colour, style = STYLES[i % len(STYLES)]
+        lines = np.array([certified_accuracy(r.certificates, r.labels, radii) for r in o.results])
+        axes.plot(radii, lines.mean(0), color=colour, linestyle=style, linewidth=1.8, label=o.entry.label)
+        if len(lines) > 1:
+            axes.fill_between(radii, lines.min(0), lines.max(0), color=colour, alpha=0.15, linewidth=0)
+    axes.set(xlabel="certified radius (Euclidean norm, pixels in [0, 1])", ylabel="certified accuracy", ylim=(0, 1))
+    axes.set_xlim(0, radii[-1])
+    axes.set_title(caption, fontsize=10)
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def cost_bars(outcomes: Sequence[Outcome]):
+    """Returns the step costs as bars, the middle half of the rounds as whiskers (the paper's Figure 5)."""
+    figure, axes = new_figure()
+    low, middle, high = np.array([np.quantile(o.cost.ratios, [0.25, 0.5, 0.75]) for o in outcomes]).T
+    at = np.arange(len(outcomes))[::-1]
+    axes.barh(at, middle, xerr=[middle - low, high - middle], color="#9ecae1", edgecolor="#333333", capsize=3)
+    for y, value, end in zip(at, middle, high, strict=True):
+        axes.annotate(f"{value:.2f}", (end, y), xytext=(4, 0), textcoords="offset points", va="center", fontsize=9)
+    axes.set_yticks(at, [o.entry.label for o in outcomes], fontsize=8)
+    axes.set(xlabel="time of a training step, relative to Gaussian augmentation", xlim=(0, 1.15 * high.max()))
+    axes.grid(visible=False, axis="y")
+    return figure
+
+
+def frontier(outcomes: Sequence[Outcome]):
+    """Returns ACR against the training's whole cost, in epochs of Gaussian augmentation; a point per seed."""
+    figure, axes = new_figure()
+    for i, o in enumerate(outcomes):
+        colour, _ = STYLES[i % len(STYLES)]
+        acr = [average_certified_radius(r.certificates, r.labels) for r in o.results]
+        cost = float(np.median(o.cost.ratios)) * o.entry.recipe.epochs
+        axes.scatter([cost] * len(acr), acr, s=36, marker="osD^vP"[i % 6], facecolors="none", edgecolors=colour)
+        axes.annotate(
+            o.entry.label, (cost, np.mean(acr)), xytext=(6, 0), textcoords="offset points", va="center", fontsize=8
+        )
+    axes.set_xscale("log")
+    axes.set(xlabel="cost of training, in epochs of Gaussian augmentation", ylabel="average certified radius")
+    axes.margins(x=0.25)
+    return figure
+
+
+def write_comparison_report(comparison: Comparison, outcomes: Sequence[Outcome]) -> str:
+    """Writes curves.png, cost.png, frontier.png, fidelity_*.png, table.md and index.html; returns the tables."""
+    folder, recipe = comparison.path / "report", comparison.recipe
+    folder.mkdir(parents=True, exist_ok=True)
+    budget = f"{comparison.seconds:g} s of training each" if comparison.seconds else f"{recipe.epochs} epochs"
+    caption = (
+        f"{recipe.data}, {recipe.model}, sigma {recipe.sigma:g}, {budget}, {len(outcomes[0].results[0].labels)} test "
+        f"images, n = {recipe.certify_n:,}, alpha {recipe.certify_alpha:g}"
+    )
+    firsts = [o.results[0] for o in outcomes]
+    tables = {"Certified": comparison_table(outcomes), "Propagated against certified radius": fidelity_table(firsts)}
+    figures = {"curves": curves(outcomes), "cost": cost_bars(outcomes), "frontier": frontier(outcomes)}
+    figures |= {f"fidelity_{i}": fidelity_plot(r) for i, r in enumerate(firsts)}
+    images = {name: png(figure) for name, figure in figures.items()}
+    for name, data in images.items():
+        (folder / f"{name}.png").write_bytes(data)
+    title = f"{recipe.name}: {len(outcomes)} methods"
+    text = "\n\n".join(
+        f"## {name}\n\n{markdown(rows)}\n\n{n}" for (name, rows), n in zip(tables.items(), _NOTES, strict=True)
+    )
+    (folder / "table.md").write_text(f"# {title}\n\n{caption}\n\n{text}\n")
+    parts = [f"<p>{html.escape(caption)}</p>", *(picture(n, images[n]) for n in ("curves", "cost", "frontier"))]
+    for (name, rows), note in zip(tables.items(), _NOTES, strict=True):
+        parts += [f"<h2>{name}</h2>", html_table(rows), f"<p class=note>{note}</p>"]
+    parts += [picture(n, d) for n, d in images.items() if n.startswith("fidelity")]
+    rows = [["method", "field", "value"]]
+    for o in outcomes:
+        rows += [[o.entry.label, k, str(v)] for k, (v, _) in o.entry.recipe.diff(recipe).items()]
+    parts += ["<h2>Where the methods' recipes differ from the comparison's</h2>", html_table(rows, numbers=False)]
+    (folder / "index.html").write_text(page(title, parts))
+    return "\n\n".join(map(plain, tables.values()))
