@@ -170,8 +170,9 @@ class Comparison:
         """A compiled training step of the method, on one batch of the data."""
         trainer = fitting.build_trainer(entry.recipe, self.data)
         images, labels = next(iter(self.data.batches(entry.recipe.batch_size, augmentation=entry.recipe.augmentation)))
-        step = tf.function(trainer.train_step, reduce_retracing=True)
-        return lambda: step((images, labels))["loss"].numpy()
+        # A function of its own: TensorFlow takes several trainers' bound methods for one that is traced over and over.
+        step = tf.function(lambda images, labels: trainer.train_step((images, labels)), autograph=False)
+        return lambda: step(images, labels)["loss"].numpy()
 
     def epoch_seconds(self, entry: Entry, cost: Cost) -> float:
         """The median step's time times the steps of an epoch."""
@@ -204,5 +205,5 @@ class Comparison:
 def clean_accuracy(classifier, data, batch_size: int = 500) -> float:
     """The share of images that the classifier itself, without noise, gets right."""
     batches = [slice(i, i + batch_size) for i in range(0, len(data), batch_size)]
-    hits = [classifier.predict_on_batch(data.floats(b)).argmax(1) == data.labels[b] for b in batches]
+    hits = [np.asarray(classifier(data.floats(b), training=False)).argmax(1) == data.labels[b] for b in batches]
     return float(np.concatenate(hits).mean())

@@ -75,7 +75,7 @@ def cost_bars(outcomes: Sequence[Outcome]):
     for y, value, end in zip(at, middle, high, strict=True):
         axes.annotate(f"{value:.2f}", (end, y), xytext=(4, 0), textcoords="offset points", va="center", fontsize=9)
     axes.set_yticks(at, [o.entry.label for o in outcomes], fontsize=8)
-    axes.set(xlabel="time of a training step, relative to Gaussian augmentation", xlim=(0, 1.15 * high.max()))
+    axes.set(xlabel="step time over Gaussian augmentation's", xlim=(0, 1.15 * high.max()))
     axes.grid(visible=False, axis="y")
     return figure
 
@@ -87,13 +87,13 @@ def frontier(outcomes: Sequence[Outcome]):
         colour, _ = STYLES[i % len(STYLES)]
         acr = [average_certified_radius(r.certificates, r.labels) for r in o.results]
         cost = float(np.median(o.cost.ratios)) * o.entry.recipe.epochs
-        axes.scatter([cost] * len(acr), acr, s=36, marker="osD^vP"[i % 6], facecolors="none", edgecolors=colour)
-        axes.annotate(
-            o.entry.label, (cost, np.mean(acr)), xytext=(6, 0), textcoords="offset points", va="center", fontsize=8
-        )
-    axes.set_xscale("log")
+        marker = "osD^vPX"[i % 7]
+        axes.scatter([cost] * len(acr), acr, s=40, marker=marker, facecolors="none", edgecolors=colour, linewidths=1.4)
+        axes.scatter([], [], s=40, marker=marker, facecolors="none", edgecolors=colour, label=o.entry.label)
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.set(xlabel="cost of training, in epochs of Gaussian augmentation", ylabel="average certified radius")
-    axes.margins(x=0.25)
+    axes.legend(frameon=False, fontsize=8)
     return figure
 
 

@@ -67,6 +67,13 @@ class Recipe:
     consistency: float = _number(0.0, "weight of Consistency's divergence within adjoint_radius", 0, closed="left")
     noisy_mean: bool = _field(False, "add one noise sample to the input's mean (published code, not the paper)")
     stop_covariance_gradient: bool = _field(False, "take the covariance as a constant (published code, not the paper)")
+    relu_inflation: float = _number(
+        0.0, "times I added to the covariance at every ReLU (published code: .1)", 0, closed="left"
+    )
+    covariance_bound: bool = _field(
+        False, "+2|S_12| for -2 S_12 in the margin's variance (published code, not the paper)"
+    )
+    sigma_free_hinge: bool = _field(False, "hinge on radius / sigma (published code, not the paper)")
     drop_share: float = _number(
         0.0, "share of images whose classification loss is dropped (noisy labels)", 0, 1, "left"
     )

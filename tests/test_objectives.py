@@ -86,6 +86,27 @@ def test_stopped_covariance_gradient_keeps_the_loss_and_changes_the_gradient(rng
     np.testing.assert_allclose(full[-1], stopped[-1], rtol=1e-4, atol=1e-7)
 
 
+def test_the_published_codes_options_against_their_formulas(rng):
+    """|S_12|, the sigma-free hinge, and .1 I after each ReLU, on a linear head over one hidden layer."""
+    classifier = keras.Sequential([keras.Input((1, 2, 1)), layers.Flatten(), layers.Dense(3, "relu"), layers.Dense(2)])
+    images, labels = rng.random((6, 1, 2, 1)).astype("float32"), np.arange(6) % 2
+    first, _, second, _ = (np.asarray(w, "float64") for w in classifier.get_weights())
+    cov = second.T @ (0.25 * first.T @ first + 0.1 * np.eye(3)) @ second
+    sd = np.sqrt(cov[0, 0] + cov[1, 1] + 2 * abs(cov[0, 1]))
+    means = MomentNetwork(classifier, 0.5)(images).mean.numpy()
+    objective = objectives.CovarianceRadius(
+        0.5, gamma=2.0, r_max=0.0, relu_inflation=0.1, covariance_bound=True, sigma_free_hinge=True
+    )
+    objective.attach(classifier)
+    terms = objective(images, labels, None, Context(training=True))
+    ratio = (means[np.arange(6), labels] - means[np.arange(6), 1 - labels]) / sd
+    np.testing.assert_allclose(terms.radius, 0.5 * ratio, rtol=1e-4)
+    np.testing.assert_allclose(terms.robustness, np.where(ratio > 0, np.maximum(2 - ratio, 0), 0), rtol=1e-4)
+    plain = objectives.CovarianceRadius(0.5, gamma=2.0, r_max=0.0)
+    plain.attach(classifier)
+    assert (np.abs(terms.radius) < np.abs(plain(images, labels, None, Context(training=True)).radius)).all()
+
+
 @pytest.mark.parametrize("field, value", [("sigma", 0), ("lam", -1), ("gamma", 0), ("r_max", 1), ("switch_epoch", -1)])
 def test_bad_values_are_refused(field, value):
     with pytest.raises(ValueError, match=f"{field} must be a"):

@@ -15,8 +15,10 @@ OBJECTIVES = {
     "noisy_mean": lambda: objectives.CovarianceRadius(0.25, lam=1.0, gamma=0.5, noisy_mean=True),
     "macer": lambda: objectives.Macer(sigma=0.25, lam=4.0, num_copies=4),
     "consistency": lambda: objectives.Consistency(sigma=0.25),
+    # Calibrated gates are each replica's own.
+    "adjoint_radius": lambda: objectives.AdjointRadius(0.25, gates="propagated", radius_every=2, consistency=2.0),
 }
-RADII = ("covariance_radius", "noisy_mean", "macer")
+RADII = ("covariance_radius", "noisy_mean", "macer", "adjoint_radius")
 
 
 def trained(objective, images, labels, strategy=None, batch=16, epochs=2):

@@ -41,7 +41,7 @@ def standard_deviation(cov, repeats: int = 1, minimum: float = 1e-12):
     return sd if repeats == 1 else ops.tile(sd, (repeats,))
 
 
-def margin(logits: Gaussian, labels=None):
+def margin(logits: Gaussian, labels=None, bound: bool = False):
     """Returns the margin's mean and standard deviation, m = u_c - u_c~ (Obs. 1, Eqs. 3 and 4).
 
     E m = mu_c - mu_c~;  Var m = S_cc + S_c~c~ - 2 S_cc~, with c~ the largest mean logit other than c.
@@ -49,6 +49,7 @@ def margin(logits: Gaussian, labels=None):
     Args:
         logits: Gaussian at the head; mean (batch, classes), cov (classes, classes).
         labels: (batch,) integers, the class c; by default the class of the largest mean.
+        bound: take + 2 |S_cc~| for - 2 S_cc~, as the published code does: never below the paper's variance.
 
     Returns:
         mean (batch,), negative where `labels` is not the top class; sd (batch,); c (batch,); c~ (batch,).
@@ -63,19 +64,20 @@ def margin(logits: Gaussian, labels=None):
     direction = chosen - others
     variances = ops.diagonal(cov)
     # (classes, classes): the variance of every margin, made once for the batch and then looked up.
-    table = ops.expand_dims(variances, 0) + ops.expand_dims(variances, 1) - cov - ops.transpose(cov)
+    both = cov + ops.transpose(cov)
+    table = ops.expand_dims(variances, 0) + ops.expand_dims(variances, 1) + (ops.absolute(both) if bound else -both)
     variance = ops.take(ops.reshape(table, (-1,)), top * classes + runner_up)
     sd = ops.sqrt(ops.maximum(variance, 1e-12))
     return ops.sum(mean * direction, axis=-1), sd, top, runner_up
 
 
-def propagated_radius(logits: Gaussian, sigma: float, labels=None):
+def propagated_radius(logits: Gaussian, sigma: float, labels=None, bound: bool = False):
     """Returns the propagated radius sigma (mu_c - mu_c~) / sd(m) of Eq. 5. A training surrogate, NOT a certificate.
 
     Args:
         logits: Gaussian at the head; mean (batch, classes), cov (classes, classes).
         sigma: noise level, in [0, 1] pixel units.
-        labels: (batch,) integers; by default the top class, the paper's top-2 margin.
+        labels: (batch,) integers; by default the top class, the paper's top-2 margin. bound: as in `margin`.
 
     Returns:
         (batch,) float32, in the units of sigma; negative where `labels` is not the top class.
@@ -84,5 +86,5 @@ def propagated_radius(logits: Gaussian, sigma: float, labels=None):
         ValueError: sigma is not positive.
     """
     check_sigma(sigma)
-    mean, sd, _, _ = margin(logits, labels)
+    mean, sd, _, _ = margin(logits, labels, bound)
     return sigma * mean / sd

@@ -22,6 +22,9 @@ class CovarianceRadius:
         noisy_mean: add one noise sample to the input's mean. Off in the paper, on in its published code; it certifies
             much better, see README.
         stop_covariance_gradient: take the covariance as a constant. Off in the paper, on in its published code.
+        relu_inflation: times I is added to the covariance after every ReLU; 0 in the paper, .1 in its published code.
+        covariance_bound: + 2 |S_12| for - 2 S_12 in the margin's variance. Off in the paper, on in its published code.
+        sigma_free_hinge: max(0, gamma - radius / sigma). Off in the paper, on in its published code.
         drop_share: for noisy labels (the paper's Sec. 4.2): the share of a batch's images whose classification loss is
             dropped, those with the largest propagated radius (of the predicted class); 0 drops none.
         drop_epoch: the epoch from which they are dropped.
@@ -39,6 +42,9 @@ class CovarianceRadius:
         switch_epoch: int = 0,
         noisy_mean: bool = False,
         stop_covariance_gradient: bool = False,
+        relu_inflation: float = 0.0,
+        covariance_bound: bool = False,
+        sigma_free_hinge: bool = False,
         drop_share: float = 0.0,
         drop_epoch: int = 0,
         drop_smallest: bool = False,
@@ -50,6 +56,9 @@ class CovarianceRadius:
         self.switch_epoch = check_count("switch_epoch", switch_epoch, 0)
         self.noisy_mean = bool(noisy_mean)
         self.stop_covariance_gradient = bool(stop_covariance_gradient)
+        self.relu_inflation = check_between("relu_inflation", relu_inflation, 0, float("inf"), closed="left")
+        self.covariance_bound = bool(covariance_bound)
+        self.sigma_free_hinge = bool(sigma_free_hinge)
         self.drop_share = check_between("drop_share", drop_share, 0, 1, closed="left")
         self.drop_epoch = check_count("drop_epoch", drop_epoch, 0)
         self.drop_smallest = bool(drop_smallest)
@@ -65,18 +74,33 @@ class CovarianceRadius:
         """images (batch, h, w, c), labels (batch,), noise (copies, batch, h, w, c) standard normal -> Terms."""
         if self.noisy_mean:
             images = images + self.sigma * noise[0]
-        if self.stop_covariance_gradient:
-            context = dataclasses.replace(context, rectify=_constant_covariance(context))
+        if self.stop_covariance_gradient or self.relu_inflation:
+            context = dataclasses.replace(context, rectify=self._rectify(context))
         logits = self.network(images, context=context)
         if self.stop_covariance_gradient:
             logits = Gaussian(logits.mean, ops.stop_gradient(logits.cov))
-        radius = propagated_radius(logits, self.sigma, labels)
+        radius = propagated_radius(logits, self.sigma, labels, self.covariance_bound)
         # The radius is positive exactly where the mean's top class is the label.
-        hinge = ops.where(radius > 0, ops.maximum(self.gamma - radius, 0.0), 0.0)
+        measured = radius / self.sigma if self.sigma_free_hinge else radius
+        hinge = ops.where(radius > 0, ops.maximum(self.gamma - measured, 0.0), 0.0)
         classification = cross_entropy(labels, logits.mean)
         if self.drop_share and context.training:
             classification = classification * self._kept(propagated_radius(logits, self.sigma), context.epoch)
         return Terms(classification, hinge, logits.mean, radius)
+
+    def _rectify(self, context):
+        """The rectifiers' rule with what the published code does to the covariance there.
+
+        The covariance depends on the weights alone and is read only at ReLUs and at the head: stopping its gradient
+        there stops it at every weight.
+        """
+
+        def rectify(gaussian, slope):
+            cov = ops.stop_gradient(gaussian.cov) if self.stop_covariance_gradient else gaussian.cov
+            mean, cov = context.rectified(Gaussian(gaussian.mean, cov), slope)
+            return Gaussian(mean, cov + self.relu_inflation * ops.eye(cov.shape[-1], dtype="float32"))
+
+        return rectify
 
     def _kept(self, radius, epoch):
         """(batch,): 0 for the images whose classification loss is dropped, else 1."""
@@ -84,9 +108,3 @@ class CovarianceRadius:
         order = ops.argsort(ops.argsort(radius if self.drop_smallest else -radius))
         kept = ops.cast(order >= round(self.drop_share * batch), "float32")
         return ops.where(ops.convert_to_tensor(epoch) >= self.drop_epoch, kept, ops.ones_like(kept))
-
-
-def _constant_covariance(context):
-    """The covariance depends on the weights alone and is read only at ReLUs and at the head: stopping it there stops
-    it at every weight."""
-    return lambda gaussian, slope: context.rectified(Gaussian(gaussian.mean, ops.stop_gradient(gaussian.cov)), slope)

@@ -1,0 +1,181 @@
+"""Training on the adjoint estimate: its gradient, its losses, what each option changes."""
+
+import keras
+import numpy as np
+import pytest
+import scipy.stats
+import tensorflow as tf
+from conftest import small_classifier
+from keras import layers
+
+from covkeras import MomentNetwork, adjoint_margin, calibrate_gates, objectives
+from covkeras.moments import Context
+from covkeras.moments.adjoint import measured_gates, noisy_pass
+from covkeras.moments.rectifiers import Kernels
+from covkeras.objectives.adjoint_radius import log_gaussian_cdf
+from covkeras.trainer import COMPILED
+
+
+@pytest.fixture
+def float64():
+    keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")
+    yield
+    keras.config.set_floatx("float32")
+    keras.config.set_dtype_policy("float32")
+
+
+@pytest.mark.parametrize("kernels", [Kernels(), COMPILED], ids=["plain", "compiled"])
+@pytest.mark.parametrize("radius_loss", ["hinge", "probit"])
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu"])
+def test_gradient_against_finite_differences(kernels, radius_loss, activation, float64, rng):
+    """In float64, the gates held fixed, along a random direction of each weight: to 1e-6."""
+    classifier = small_classifier(activation=activation)
+    objective = objectives.AdjointRadius(0.5, gamma=30.0, radius_loss=radius_loss)
+    objective.attach(classifier)
+    for variable in classifier.trainable_variables:
+        variable.assign(variable + 0.1 * rng.normal(size=variable.shape))
+    images, labels = tf.constant(rng.random((4, 8, 8, 1))), np.array([0, 1, 2, 0])
+    gates, context = calibrate_gates(objective.network, images), Context(training=True, kernels=kernels)
+
+    def loss():
+        estimate = adjoint_margin(objective.network, images, gates, False, labels, context)
+        # Every image counts, the hinge's misclassified ones too, so that no direction is flat.
+        return tf.reduce_sum(objective._loss(estimate)) + tf.reduce_sum(estimate.mean / estimate.sd)
+
+    with tf.GradientTape() as tape:
+        value = loss()
+    slopes = tape.gradient(value, classifier.trainable_variables)
+    assert value.dtype == tf.float64
+    for variable, slope in zip(classifier.trainable_variables, slopes, strict=True):
+        direction, at, h = rng.normal(size=variable.shape), variable.numpy(), 1e-5
+        variable.assign(at + h * direction)
+        up = float(loss())
+        variable.assign(at - h * direction)
+        down = float(loss())
+        variable.assign(at)
+        assert (up - down) / (2 * h) == pytest.approx(float(tf.reduce_sum(slope * direction)), rel=1e-6, abs=1e-7)
+
+
+def linear_classifier(rng):
+    """Six pixels, three logits: the margin's sd is sigma |w_c - w_c~|, exactly."""
+    classifier = keras.Sequential([keras.Input((2, 3, 1)), layers.Flatten(), layers.Dense(3)])
+    classifier.set_weights([rng.normal(size=(6, 3)).astype("float32"), rng.normal(size=3).astype("float32")])
+    return classifier
+
+
+@pytest.mark.parametrize("radius_loss", ["hinge", "probit"])
+def test_losses_of_a_linear_network_are_those_of_its_closed_form(radius_loss, rng):
+    classifier = linear_classifier(rng)
+    objective = objectives.AdjointRadius(0.5, gamma=1.5, radius_loss=radius_loss)
+    objective.attach(classifier)
+    images, labels = rng.random((8, 2, 3, 1)).astype("float32"), np.arange(8) % 3
+    noise = rng.normal(size=(1, 8, 2, 3, 1)).astype("float32")
+    terms = objective(images, labels, noise, Context(training=True))
+    weights, bias = (w.astype("float64") for w in classifier.get_weights())
+    logits = images.reshape(8, 6) @ weights + bias
+    others = np.where(np.eye(3)[labels] > 0, -np.inf, logits).argmax(1)
+    ratio = logits[np.arange(8), labels] - logits[np.arange(8), others]
+    ratio = ratio / (0.5 * np.linalg.norm(weights[:, labels] - weights[:, others], axis=0))
+    expected = np.where(ratio > 0, np.maximum(1.5 - ratio, 0), 0)
+    expected = expected if radius_loss == "hinge" else -scipy.stats.norm.logcdf(ratio - 1.5)
+    assert (ratio > 0).any() and (ratio < 0).any()
+    np.testing.assert_allclose(terms.radius, 0.5 * ratio, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(terms.robustness, expected, rtol=1e-3, atol=1e-5)
+    noisy = (images + 0.5 * noise[0]).reshape(8, 6) @ weights + bias
+    cross_entropy = scipy.special.logsumexp(noisy, axis=1) - noisy[np.arange(8), labels]
+    np.testing.assert_allclose(terms.classification, cross_entropy, rtol=1e-4, atol=1e-5)
+
+
+def test_log_gaussian_cdf():
+    """Exact from -3 up; below, an upper bound of log Phi by no more than a fifth of the distance squared, smooth."""
+    z = np.linspace(-3, 6, 500)
+    np.testing.assert_allclose(log_gaussian_cdf(tf.constant(z)), scipy.stats.norm.logcdf(z), rtol=1e-12, atol=1e-15)
+    z = tf.constant(np.linspace(-30, -2.99, 1000), tf.float32)
+    with tf.GradientTape() as tape:
+        tape.watch(z)
+        value = log_gaussian_cdf(z)
+    slope = tape.gradient(value, z).numpy()
+    truth = scipy.stats.norm.logcdf(z.numpy().astype("float64"))
+    assert np.isfinite(value).all() and np.abs(value - truth).max() < 0.05 * np.abs(truth).max()
+    assert (np.diff(slope) < 1e-4).all() and slope[0] > slope[-1] > 3
+
+
+def test_gates_of_the_copy_are_the_root_mean_square_of_what_noise_moves(rng):
+    classifier = small_classifier()
+    network = MomentNetwork(classifier, 0.5)
+    images = tf.constant(rng.random((6, 8, 8, 1)), tf.float32)
+    noisy = images + 0.5 * tf.constant(rng.normal(size=(6, 8, 8, 1)), tf.float32)
+    logits, units = noisy_pass(network, noisy)
+    np.testing.assert_allclose(logits, classifier(noisy), rtol=1e-5, atol=1e-6)
+    seen = []
+
+    def gate(position, gaussian):
+        seen.append((measured_gates(units)(position, gaussian), gaussian.mean))
+        return seen[-1][0]
+
+    adjoint_margin(network, images, gate)
+    assert len(seen) == len(units) == 2
+    for (measured, mean), unit in zip(seen, units, strict=True):
+        residual = (unit.numpy() - mean.numpy()).reshape(-1, unit.shape[-1])
+        np.testing.assert_allclose(measured, np.sqrt((residual.astype("float64") ** 2).mean(0)), rtol=1e-5)
+    # The first convolution is linear in the image: its gate is the noise's own scale there, sigma |w| where nothing is
+    # padded, within what 6 x 64 samples show.
+    scale = 0.5 * np.sqrt((classifier.layers[0].kernel.numpy() ** 2).sum((0, 1, 2)))
+    assert (seen[0][0].numpy() < 1.3 * scale).all() and (seen[0][0].numpy() > 0.6 * scale).all()
+
+
+def terms_of(classifier, images, labels, noise, **options):
+    objective = objectives.AdjointRadius(0.5, **options)
+    objective.attach(classifier)
+    return objective(images, labels, noise[: objective.copies], Context(training=True)), objective
+
+
+def test_options(rng):
+    classifier = small_classifier()
+    images, labels = rng.random((8, 8, 8, 1)).astype("float32"), np.arange(8) % 3
+    noise = rng.normal(size=(2, 8, 8, 8, 1)).astype("float32")
+    base, objective = terms_of(classifier, images, labels, noise)
+    every, _ = terms_of(classifier, images, labels, noise, radius_every=4, gates="propagated")
+    whole, _ = terms_of(classifier, images, labels, noise, gates="propagated")
+    assert objective.copies == 1 and every.radius.shape == (2,) and whole.radius.shape == (8,)
+    np.testing.assert_allclose(every.radius, whole.radius[::4], rtol=1e-5)
+    np.testing.assert_allclose(every.classification, base.classification, rtol=1e-6)
+    assert not np.allclose(base.radius, whole.radius, rtol=1e-3)
+
+    mean, _ = terms_of(classifier, images, labels, noise, classify_on="mean", gates="propagated")
+    logits = MomentNetwork(classifier, 0.5)(images).mean
+    np.testing.assert_allclose(mean.logits, logits, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(mean.radius, whole.radius, rtol=1e-5)
+
+    shared, objective = terms_of(classifier, images, labels, noise, sampled_share=0.36, gates="propagated")
+    moved, _ = terms_of(classifier, images + 0.5 * 0.6 * noise[1], labels, noise, gates="propagated")
+    assert objective.copies == 2
+    np.testing.assert_allclose(shared.radius, moved.radius, rtol=1e-5)
+    full = classifier(images + 0.5 * (0.8 * noise[0] + 0.6 * noise[1]))
+    np.testing.assert_allclose(shared.logits, full, rtol=1e-5, atol=1e-5)
+
+    both, objective = terms_of(classifier, images, labels, noise, consistency=3.0, eta=0.2)
+    other = objectives.Consistency(0.5, eta=0.2, antithetic=True)
+    other.attach(classifier)
+    expected = other(images, labels, noise[:1], Context(training=True))
+    np.testing.assert_allclose(both.classification, expected.classification + 3.0 * expected.robustness, rtol=1e-5)
+    np.testing.assert_allclose(both.radius, base.radius, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"gamma": 0}, "gamma must be a"),
+        ({"radius_loss": "log"}, "radius_loss must be one of"),
+        ({"gates": "none"}, "gates must be one of"),
+        ({"classify_on": "both"}, "classify_on must be one of"),
+        ({"sampled_share": 1.0}, "sampled_share must be a"),
+        ({"radius_every": 0}, "radius_every must be a whole number"),
+        ({"consistency": 1.0, "classify_on": "mean"}, "consistency compares two noisy copies"),
+        ({"classify_on": "mean", "radius_every": 2}, "radius_every must be 1"),
+    ],
+)
+def test_bad_values_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        objectives.AdjointRadius(**options)
