@@ -1,0 +1,141 @@
+"""Comparing methods: what each is given, the program as a user runs it, what a table says."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import call_program
+
+from covkeras import comparing, recipes
+from covkeras.comparing import Comparison, Cost, Entry, Outcome
+from covkeras.comparison_report import comparison_table
+from covkeras.report import Result
+
+PROGRAM = Path(__file__).parent.parent / "training" / "compare.py"
+TINY = recipes.find("digits").replace(
+    epochs=2, switch_epoch=1, decay_epochs=(1,), train_images=256, certify_images=12, certify_n=200
+)
+FLAGS = [
+    *["--epochs", "2", "--switch-epoch", "1", "--decay-epochs", "1", "--train-images", "256"],
+    *["--certify-images", "12", "--certify-n", "200"],
+]
+
+
+def compare(*arguments):
+    return call_program(PROGRAM, *FLAGS, *arguments)
+
+
+def test_methods_are_read_with_their_authors_weights():
+    mnist = recipes.find("mnist_protocol")
+    assert Entry.parse("consistency", mnist.replace(sigma=0.25)).recipe.lam == 10
+    assert Entry.parse("consistency", mnist).recipe.lam == 5
+    assert Entry.parse("macer", mnist.replace(sigma=1.0)).recipe.lam == 6
+    assert Entry.parse("macer", mnist.replace(data="cifar10")).recipe.lam == 12
+    # The recipe's own method keeps the recipe's weights; what is given wins.
+    assert Entry.parse("covariance_radius", mnist.replace(lam=2.0)).recipe.lam == 2
+    entry = Entry.parse("consistency:lam=3,antithetic=true,epochs=30", mnist)
+    assert (entry.recipe.lam, entry.recipe.antithetic, entry.recipe.epochs) == (3, True, 30)
+    assert entry.recipe.decay_epochs == (10, 20)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("cohen", "method must be one of"),
+        ("macer:lamda=2", "FIELD one of"),
+        ("macer:sigma=1", "FIELD one of"),
+        ("macer:lam", "must be METHOD:FIELD=VALUE"),
+        ("macer:lam=much", "lam must be float, got 'much'"),
+        ("macer:lam=-1", "lam must be a"),
+        ("consistency:antithetic=maybe", "antithetic must be bool"),
+    ],
+)
+def test_bad_methods_are_refused(text, message):
+    with pytest.raises(ValueError, match=message):
+        Entry.parse(text, TINY)
+
+
+def test_compare_trains_certifies_reports_and_takes_up_more(tmp_path):
+    out = tmp_path / "compared"
+    methods = ["gaussian_augmentation", "adjoint_radius:gamma=2"]
+    first = compare("--methods", *methods, "--out", out)
+    assert first.returncode == 0, first.stderr
+    rows = {line.split()[0]: line.split() for line in first.stdout.splitlines() if line and "adjoint," not in line}
+    assert set(methods) <= set(rows)
+    files = {f.name for f in (out / "report").iterdir()}
+    assert files >= {"curves.png", "cost.png", "frontier.png", "fidelity_1.png", "table.md", "index.html"}
+    folder = out / "runs" / "adjoint_radius,gamma=2-seed0"
+    before = (folder / "certificates.tsv").read_bytes()
+    steps = json.loads((out / "steps.json").read_text())
+    assert steps["gaussian_augmentation"]["ratios"] == [1.0] * 15 and len(steps[methods[1]]["ratios"]) == 15
+
+    # A second seed and a third method: what is done stays.
+    again = compare("--methods", *methods, "consistency", "--seeds", 0, 1, "--out", out)
+    assert again.returncode == 0, again.stderr
+    assert (folder / "certificates.tsv").read_bytes() == before
+    assert json.loads((out / "steps.json").read_text())[methods[1]] == steps[methods[1]]
+    runs = {p.name for p in (out / "runs").iterdir()}
+    assert len(runs) == 6 and "consistency-seed1" in runs
+    assert "±" in again.stdout
+    with (out / "runs" / "consistency-seed1" / "certificates.tsv").open() as file:
+        assert len(list(csv.DictReader(file, delimiter="\t"))) == 12
+
+
+def test_other_comparisons_and_bad_flags_are_refused_with_nothing_written(tmp_path):
+    out = tmp_path / "compared"
+    for flags, message in (
+        (["--methods", "macer", "macer"], "methods must differ"),
+        (["--seeds", "0", "0"], "seeds must differ"),
+        (["--seconds", "-1"], "seconds must be"),
+        (["--seconds", "5", "--methods", "macer:epochs=2"], "sets epochs, and --seconds too"),
+        (["--methods", "consistency:num_copies=1"], "num_copies must be at least 2"),
+    ):
+        result = compare(*flags, "--out", out)
+        assert result.returncode == 2 and message in result.stderr, result.stderr
+        assert not out.exists()
+    out.mkdir()
+    (out / "thesis.tex").touch()
+    assert "holds no comparison.json" in compare("--out", out).stderr
+    (out / "thesis.tex").unlink()
+    Comparison(out, TINY).claim([Entry.parse("macer", TINY)], [0])
+    result = compare("--out", out, "--sigma", "0.5")
+    assert result.returncode == 2 and "sigma: 0.25 there, 0.5 here" in result.stderr
+
+
+def test_equal_seconds_are_equal_epochs_times_their_cost(tmp_path):
+    comparison = Comparison(tmp_path, TINY, seconds=8.0)
+    entry = Entry.parse("consistency", TINY)
+    # 256 images are 4 steps: .5 s a step, 2 s an epoch, 4 epochs in 8 s.
+    cost = Cost((0.4, 0.5, 3.0), (1.0, 2.0, 2.5))
+    assert comparison.epoch_seconds(entry, cost) == 2.0
+    budgeted = comparison.budgeted(entry, cost).recipe
+    assert (budgeted.epochs, budgeted.decay_epochs) == (4, (2,))
+    assert comparison.budgeted(entry, Cost((100.0,), (1.0,))).recipe.epochs == 1
+
+
+def test_a_tables_figures_are_means_over_seeds(tmp_path):
+    from covkeras import Certificates
+
+    def result(radius):
+        radius = np.array(radius)
+        given = Certificates(np.array([0, 1]), radius, 0.5 + 0 * radius, np.full(2, 100), np.zeros(2))
+        return Result("macer", np.array([0, 0]), given)
+
+    entry = Entry.parse("macer", TINY)
+    seeds = (result([0.3, 0.9]), result([0.5, 0.9]))
+    rows = comparison_table([Outcome(entry, seeds, (0.9, 0.8), Cost((1.0,), (7.0,)), 4.0)])
+    row = dict(zip(*rows, strict=True))
+    # The second image is wrong: radii .3 and .5 over two images, and their mean's standard deviation.
+    assert row["ACR"] == "0.200 ± 0.071" and row["acc at 0.25"] == "0.500 ± 0.000"
+    assert row["acc at 0.5"] == "0.250 ± 0.354" and row["clean"] == "0.8500 ± 0.0707"
+    assert (row["step cost"], row["s/epoch"], row["seeds"]) == ("7.00", "4.0", "2")
+
+
+def test_clean_accuracy_is_the_plain_classifiers(digits):
+    from covkeras import models
+
+    classifier, some = models.lenet((8, 8, 1)), digits.head(70)
+    expected = (classifier.predict(some.floats(), verbose=0).argmax(1) == some.labels).mean()
+    assert comparing.clean_accuracy(classifier, some, batch_size=32) == pytest.approx(expected)
