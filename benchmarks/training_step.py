@@ -43,9 +43,9 @@ def step(build, objective, images, labels):
     trainer = CertifiedTrainer(build(), objective)
     trainer.compile(optimizer=keras.optimizers.SGD(0.001, momentum=0.9))
     trainer.optimizer.build(trainer.classifier.trainable_variables)
-    # A function of its own: TensorFlow takes several trainers' bound methods for one that is traced over and over.
-    compiled = tf.function(lambda images, labels: trainer.train_step((images, labels)), autograph=False)
-    return lambda: compiled(images, labels)["loss"].numpy()
+    # Traced by hand: TensorFlow would warn of one function, several trainers' method, that is traced over and over.
+    compiled = tf.function(trainer.train_step).get_concrete_function((images, labels))
+    return lambda: compiled((images, labels))["loss"].numpy()
 
 
 def measure(title: str, rounds: int) -> list[list[str]]:

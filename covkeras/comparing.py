@@ -170,9 +170,9 @@ class Comparison:
         """A compiled training step of the method, on one batch of the data."""
         trainer = fitting.build_trainer(entry.recipe, self.data)
         images, labels = next(iter(self.data.batches(entry.recipe.batch_size, augmentation=entry.recipe.augmentation)))
-        # A function of its own: TensorFlow takes several trainers' bound methods for one that is traced over and over.
-        step = tf.function(lambda images, labels: trainer.train_step((images, labels)), autograph=False)
-        return lambda: step(images, labels)["loss"].numpy()
+        # Traced by hand: TensorFlow would warn of one function, several trainers' method, that is traced over and over.
+        step = tf.function(trainer.train_step).get_concrete_function((images, labels))
+        return lambda: step((images, labels))["loss"].numpy()
 
     def epoch_seconds(self, entry: Entry, cost: Cost) -> float:
         """The median step's time times the steps of an epoch."""

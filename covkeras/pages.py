@@ -53,23 +53,40 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def new_figure(columns: int = 1):
-    """Returns a figure with panels side by side, and its axes (one, or an array)."""
+def new_figure(panels: int = 1, width: float = 6.4, columns: int = 0):
+    """Returns a figure of panels, and its axes (one, or a flat array).
+
+    panels: how many. width: of a single one, in inches. columns: panels side by side; 0 is all of them.
+    """
     # The object interface: pyplot would pick a display and keep every figure alive.
     from matplotlib.figure import Figure
 
-    made = Figure(figsize=(4.2 * columns if columns > 1 else 6.4, 4.2), layout="constrained")
-    axes = made.subplots(1, columns)
-    for a in np.atleast_1d(axes):
+    columns = columns or panels
+    rows = -(-panels // columns)
+    made = Figure(figsize=(4.2 * columns if panels > 1 else width, 4.2 * rows), layout="constrained")
+    axes = np.atleast_1d(made.subplots(rows, columns)).ravel()
+    for a in axes[panels:]:
+        a.remove()
+    for a in axes[:panels]:
         a.spines[["top", "right"]].set_visible(False)
         a.grid(alpha=0.25)
-    return made, axes
+    return made, axes[:panels] if panels > 1 else axes[0]
 
 
 def png(figure) -> bytes:
     """Returns the figure as PNG."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150)
+    return buffer.getvalue()
+
+
+def svg(figure) -> bytes:
+    """Returns the figure as SVG: sharp at any size, the same bytes for the same figure."""
+    from matplotlib import rc_context
+
+    buffer = io.BytesIO()
+    with rc_context({"svg.hashsalt": "covkeras"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
     return buffer.getvalue()
 
 

@@ -1,14 +1,15 @@
 """Training on the adjoint estimate of the radius, differentiated through its own gradient (ours)."""
 
+import dataclasses
 import math
 
 from keras import ops
 
 from covkeras.moments.adjoint import adjoint_margin, measured_gates, noisy_pass
 from covkeras.moments.network import MomentNetwork
-from covkeras.moments.rectifiers import gaussian_cdf
+from covkeras.moments.rectifiers import PLAIN, gaussian_cdf
 from covkeras.objectives.consistency import consistency_terms
-from covkeras.objectives.copies import copies_of
+from covkeras.objectives.copies import logits_of
 from covkeras.objectives.terms import Terms, cross_entropy
 from covkeras.validation import check_between, check_choice, check_count, check_r_max, check_sigma
 
@@ -16,8 +17,8 @@ RADIUS_LOSSES = ("hinge", "probit")
 CLASSIFY_ON = ("copy", "mean")
 GATES = ("calibrated", "propagated")
 
-# Images whose copies measure the gates where training itself needs no copy.
-_CALIBRATED = 32
+# Images whose copies measure the gates.
+_CALIBRATED = 64
 
 
 class AdjointRadius:
@@ -93,26 +94,20 @@ class AdjointRadius:
         The robustness and the radius are of every `radius_every`-th image.
         """
         base = images + self.sigma * math.sqrt(self.sampled_share) * noise[-1] if self.sampled_share else images
+        some = slice(None, None, self.radius_every)
+        estimate = self._margin(base[some], labels[some], noise[0][some], context)
         if self.classify_on == "mean":
-            _, units = self._copies(base[:_CALIBRATED], noise[:1, :_CALIBRATED], context)
-            estimate = self._margin(base, labels, units, context)
             classification, logits = cross_entropy(labels, estimate.logits), estimate.logits
         else:
-            logits, units = self._copies(base, noise[:1], context)
-            classification = self._classification(labels, logits)
-            some = slice(None, None, self.radius_every)
-            # Of two copies, the first shows the gates.
-            units = [unit[: ops.shape(base)[0]][some] for unit in units]
-            estimate = self._margin(base[some], labels[some], units, context)
-            logits = logits[0]
+            copies = ops.concatenate([noise[:1], -noise[:1]], 0) if self.consistency else noise[:1]
+            logits = logits_of(self.network.classifier, base, copies, self._spread, context.training)
+            classification, logits = self._classification(labels, logits), logits[0]
         return Terms(classification, self._loss(estimate), logits, estimate.radius)
 
-    def _copies(self, base, noise, context) -> tuple:
-        """(k, batch, classes), the logits at the noisy copies, and what their rectifiers saw."""
-        noise = ops.concatenate([noise, -noise], 0) if self.consistency else noise
-        spread = self.sigma * math.sqrt(1.0 - self.sampled_share)
-        logits, units = noisy_pass(self.network, copies_of(base, noise, spread), context)
-        return ops.reshape(logits, (noise.shape[0], -1, logits.shape[-1])), units
+    @property
+    def _spread(self) -> float:
+        """The sd of the noise that is propagated."""
+        return self.sigma * math.sqrt(1.0 - self.sampled_share)
 
     def _classification(self, labels, logits):
         if not self.consistency:
@@ -120,8 +115,15 @@ class AdjointRadius:
         classification, divergence, _ = consistency_terms(labels, logits, self.eta)
         return classification + self.consistency * divergence
 
-    def _margin(self, base, labels, units, context):
-        gates = measured_gates([ops.stop_gradient(unit) for unit in units]) if self.gates == "calibrated" else None
+    def _margin(self, base, labels, noise, context):
+        # The plain loops: through two derivatives they are faster than the compiled ones (3.4 against 3.9 steps).
+        context = dataclasses.replace(context, kernels=PLAIN)
+        gates = None
+        if self.gates == "calibrated":
+            # A pass of their own: the classifier's keeps its fused layers, and a few images show a channel's scale.
+            copies = base[:_CALIBRATED] + self._spread * noise[:_CALIBRATED]
+            _, units = noisy_pass(self.network, copies, dataclasses.replace(context, training=False))
+            gates = measured_gates([ops.stop_gradient(unit) for unit in units])
         return adjoint_margin(self.network, base, gates, kappa=False, labels=labels, context=context)
 
     def _loss(self, estimate):

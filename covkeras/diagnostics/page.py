@@ -1,0 +1,121 @@
+"""The diagnostics' report: one HTML page, every figure as PNG and SVG beside it."""
+
+import dataclasses
+import html
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from covkeras.diagnostics import pictures
+from covkeras.diagnostics.growth import Growth
+from covkeras.diagnostics.layerwise import LayerMoments
+from covkeras.diagnostics.toy import Plane
+from covkeras.pages import html_table, markdown, page, picture, plain, png, svg
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """One part of the page. title, text: its words. figure: a matplotlib figure or None; name: of its files. rows: a
+    table or None."""
+
+    title: str
+    text: str
+    name: str = ""
+    figure: object = None
+    rows: list[list[str]] | None = None
+
+
+def verdict(rows: Sequence[LayerMoments]) -> str:
+    """Says in words how far the propagated variance is off, and in which direction, where."""
+    ratios = np.array([r.ratio for r in rows])
+    least, most = int(ratios.argmin()), int(ratios.argmax())
+    inside = sum(r.interval[0] <= r.propagated.mean() <= r.interval[1] for r in rows)
+    above = ratios > 1
+    turns = np.flatnonzero(np.diff(above.astype(int))) + 1
+    parts = [f"it starts at {ratios[0]:.2f} times the sampled variance ({rows[0].name})"]
+    parts += [f"{'rises above' if above[t] else 'falls below'} it at {rows[t].name} ({ratios[t]:.2f})" for t in turns]
+    parts.append(f"ends at {ratios[-1]:.2f} ({rows[-1].name})")
+    correlated = [r.correlation for r in rows if not np.isnan(r.correlation)]
+    found = f" Neighbouring pixels correlate by {min(correlated):.2f} to {max(correlated):.2f}." if correlated else ""
+    bound = "a" if above.all() else "no"
+    return (
+        f"The propagated variance is {bound} bound here: {', '.join(parts)}. Too small at {int((~above).sum())} of "
+        f"{len(rows)} layers, most at {rows[least].name} ({ratios[least]:.3g}); largest at {rows[most].name} "
+        f"({ratios[most]:.3g}). It lies within the samples' interval at {inside}.{found}"
+    )
+
+
+def layer_sections(rows: Sequence[LayerMoments], shown: Sequence[str], r_max: float) -> list[Section]:
+    """Table 2, its curve, and Figure 6 at the chosen layers."""
+    clouds = [r for r in rows if r.name in shown and r.cloud.shape[1] > 1]
+    sections = [
+        Section(
+            "Variance of the pre-activations",
+            "Sampled, the mean over channels, pixels and images, with its 95 % interval over the samples' draw; "
+            "propagated by the paper's rules; the correlation between horizontal and vertical neighbours as found, "
+            f"beside the r_max assumed. {verdict(rows)}",
+            rows=pictures.variance_table(rows, r_max),
+        ),
+        Section(
+            "How far the propagated variance is off, by depth",
+            "1 is exact, below 1 too small.",
+            "ratio",
+            pictures.ratio_plot(rows),
+        ),
+    ]
+    if clouds:
+        words = (
+            "The first two channels at the central pixel of the first image: samples (darker where dense), the ellipse "
+            "that would hold 95 % of a normal distribution of the sampled covariance, and that of the propagated one."
+        )
+        sections.append(Section("Samples and ellipses", words, "clouds", pictures.cloud_plot(clouds)))
+    return sections
+
+
+def general_sections(planes: Sequence[Plane], measured: Growth) -> list[Section]:
+    """Figures 1a and 1b: not of the classifier, of the method."""
+    last = planes[-1]
+    box, spread = last.high - last.low, 6 * last.samples.std(0)
+    flat = max(measured.logits) / min(measured.logits)
+    return [
+        Section(
+            "Boxes and covariances",
+            "A two-layer network on points of the plane. Interval bounds hold every value of inputs within 3 sigma of "
+            "the point in each coordinate; the tracked covariance follows the noise. At the output the box is "
+            f"{box[0] / spread[0]:.1f} and {box[1] / spread[1]:.1f} times as wide as 6 standard deviations.",
+            "planes",
+            pictures.planes_plot(planes),
+        ),
+        Section(
+            "Samples needed as images grow",
+            "Until the covariance matrix is known to within the stated error (Frobenius norm, relative). That of all "
+            "pixels needs more with every pixel; that of the logits, which is all that certification asks for, does "
+            f"not: it changes by a factor of {flat:.1f} over these sizes (narrow PreActResNet-18s, random weights). "
+            "What grows is the price of a sample, with the number of pixels.",
+            "growth",
+            pictures.growth_plot(measured),
+        ),
+    ]
+
+
+def write_page(folder: Path, title: str, caption: str, sections: Sequence[Section]) -> str:
+    """Writes index.html, table.md and every figure as .png and .svg; returns the terminal's text."""
+    folder.mkdir(parents=True, exist_ok=True)
+    parts, text, shown = [f"<p>{html.escape(caption)}</p>"], [f"# {title}\n\n{caption}"], []
+    for section in sections:
+        parts += [f"<h2>{html.escape(section.title)}</h2>", f"<p>{html.escape(section.text)}</p>"]
+        text.append(f"## {section.title}\n\n{section.text}")
+        if section.figure is not None:
+            data = png(section.figure)
+            (folder / f"{section.name}.png").write_bytes(data)
+            (folder / f"{section.name}.svg").write_bytes(svg(section.figure))
+            parts.append(picture(section.title, data))
+            text.append(f"![{section.title}]({section.name}.png)")
+        if section.rows:
+            parts.append(html_table(section.rows))
+            text.append(markdown(section.rows))
+            shown.append(plain(section.rows))
+    (folder / "index.html").write_text(page(title, parts))
+    (folder / "table.md").write_text("\n\n".join(text) + "\n")
+    return "\n\n".join(shown)
