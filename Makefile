@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: train test quick lint format clean
+.PHONY: train test quick lint format docs linkcheck clean
 
 train: $(VENV)/installed
 	$(BIN)/python training/run.py
@@ -27,5 +27,18 @@ $(VENV)/installed: setup.py constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
+# Warnings are errors: a link inside the pages that leads nowhere, too. The tour is executed.
+docs: $(VENV)/documented
+	$(BIN)/sphinx-build -q -W --keep-going -b html docs docs/_build/html
+	@echo "docs: docs/_build/html/index.html"
+
+# Links to the web; needs a network.
+linkcheck: $(VENV)/documented
+	$(BIN)/sphinx-build -q -b linkcheck docs docs/_build/linkcheck
+
+$(VENV)/documented: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"
+	touch $@
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) docs/_build docs/executed build dist *.egg-info

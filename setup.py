@@ -41,6 +41,7 @@ setup(
     extras_require={
         "serving": SERVING,
         "cuda": ["tensorflow[and-cuda]>=2.21,<2.22"],
+        "docs": ["sphinx>=9,<10", "myst-parser>=5,<6", "furo>=2025.9", "sphinx-gallery>=0.20,<1"],
         "dev": [
             *SERVING,
             "pytest>=9,<10",

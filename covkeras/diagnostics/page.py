@@ -41,8 +41,8 @@ def verdict(rows: Sequence[LayerMoments]) -> str:
     bound = "a" if above.all() else "no"
     return (
         f"The propagated variance is {bound} bound here: {', '.join(parts)}. Too small at {int((~above).sum())} of "
-        f"{len(rows)} layers, most at {rows[least].name} ({ratios[least]:.3g}); largest at {rows[most].name} "
-        f"({ratios[most]:.3g}). It lies within the samples' interval at {inside}.{found}"
+        f"{len(rows)} layers; the ratio runs from {ratios[least]:.3g} ({rows[least].name}) to {ratios[most]:.3g} "
+        f"({rows[most].name}). It lies within the samples' interval at {inside}.{found}"
     )
 
 

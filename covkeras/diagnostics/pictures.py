@@ -18,7 +18,7 @@ def variance_table(rows: Sequence[LayerMoments], r_max: float) -> list[list[str]
     """Returns a header and one row per layer (the paper's Table 2)."""
     table = [
         [
-            *["layer", "units", "sampled variance", "95 % interval", "propagated", "ratio"],
+            *["layer", "units", "sampled variance", "95 % interval ±", "propagated", "ratio"],
             *["neighbours' correlation", "r_max", "distance to normal"],
         ]
     ]
@@ -29,7 +29,7 @@ def variance_table(rows: Sequence[LayerMoments], r_max: float) -> list[list[str]
                 row.name,
                 "x".join(map(str, row.shape)),
                 f"{row.sampled.mean():.4g}",
-                f"{low:.4g} to {high:.4g}",
+                f"{(high - low) / 2:.2g}",
                 f"{row.propagated.mean():.4g}",
                 f"{row.ratio:.3f}",
                 "-" if np.isnan(row.correlation) else f"{row.correlation:.3f}",
