@@ -33,6 +33,7 @@ from covkeras.trainer import CertifiedTrainer  # noqa: E402
 
 CASES = {
     "lenet": (models.lenet, 128),
+    "lenet_5x5 bfloat16": (models.lenet_5x5, 256),
     "resnet 64": (models.preact_resnet18, 64),
     "resnet": (models.preact_resnet18, 128),
 }
@@ -50,6 +51,7 @@ def step(build, objective, images, labels):
 
 def measure(title: str, rounds: int) -> list[list[str]]:
     build, batch = CASES[title]
+    keras.config.set_dtype_policy("mixed_bfloat16" if "bfloat16" in title else "float32")
     images = tf.random.stateless_uniform((batch, *build().input_shape[1:]), [0, 0])
     labels = tf.random.stateless_uniform((batch,), [0, 1], 0, 10, tf.int64)
     sides = {
@@ -59,6 +61,12 @@ def measure(title: str, rounds: int) -> list[list[str]]:
             0.5, stop_covariance_gradient=True
         ),
         "Consistency, 2 copies": objectives.Consistency(0.5),
+        "adjoint_radius of every image": objectives.AdjointRadius(0.5),
+        "adjoint_radius of every 2nd image": objectives.AdjointRadius(0.5, radius_every=2),
+        "adjoint_radius of every 4th image": objectives.AdjointRadius(0.5, radius_every=4),
+        "Consistency, antithetic, and adjoint_radius of every 16th": objectives.AdjointRadius(
+            0.5, radius_every=16, consistency=5.0
+        ),
     }
     fast = interleave({k: step(build, o, images, labels) for k, o in sides.items()}, rounds)
     rows = ratio_rows(title, fast)

@@ -34,19 +34,24 @@ _WEIGHTS = {
 
 def published(recipe: Recipe, method: str) -> Recipe:
     """Returns the recipe with a method's own lam and gamma: its authors', for the nearest data and sigma they printed;
-    for `adjoint_radius`, ours. The recipe's own method keeps the recipe's."""
+    for `adjoint_radius` ours, the cheapest that did well. The recipe's own method keeps the recipe's."""
     if method == recipe.method:
         return recipe
     changes = {"lam": 4.0, "gamma": 8.0, "switch_epoch": 0, "noisy_mean": False}
     if method in _WEIGHTS:
-        weights = _WEIGHTS[method]["mnist" if recipe.data in ("mnist", "digits") else "cifar10"]
-        changes["lam"] = weights[int(np.argmin(np.abs(np.array([0.25, 0.5, 1.0]) - recipe.sigma)))]
+        changes["lam"] = _weight(method, recipe)
     elif method == "covariance_radius":
         # The paper switches lam on halfway; one noise sample in the mean is its published code's way.
         changes |= {"switch_epoch": recipe.epochs // 2, "noisy_mean": True}
     elif method == "adjoint_radius":
-        changes |= {"lam": 1.0, "gamma": 3.0}
+        # With Consistency's term, and the radius of every 16th image: 2.1 times a plain step.
+        changes |= {"lam": 1.0, "gamma": 3.0, "radius_every": 16, "consistency": _weight("consistency", recipe)}
     return recipe.replace(method=method, **changes)
+
+
+def _weight(method: str, recipe: Recipe) -> float:
+    weights = _WEIGHTS[method]["mnist" if recipe.data in ("mnist", "digits") else "cifar10"]
+    return weights[int(np.argmin(np.abs(np.array([0.25, 0.5, 1.0]) - recipe.sigma)))]
 
 
 @dataclasses.dataclass(frozen=True)

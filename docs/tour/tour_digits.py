@@ -46,8 +46,8 @@ print(f"accuracy on noisy training images: {history.history['accuracy'][-1]:.3f}
 # Certify
 # -------
 # The smoothed classifier answers with the class that the classifier gives most often under noise. ``certify`` samples
-# and bounds that class's probability from below: within ``radius`` of the image, in Euclidean distance, the answer can't
-# change. Each certificate is wrong with probability at most alpha.
+# and bounds that class's probability from below: within ``radius`` of the image, in Euclidean distance, the answer
+# can't change. Each certificate is wrong with probability at most alpha.
 
 smoothed = ck.SmoothedClassifier(classifier, sigma=sigma)
 images, labels = test.floats(slice(60)), test.labels[:60]
