@@ -44,8 +44,10 @@ def published(recipe: Recipe, method: str) -> Recipe:
         # The paper switches lam on halfway; one noise sample in the mean is its published code's way.
         changes |= {"switch_epoch": recipe.epochs // 2, "noisy_mean": True}
     elif method == "adjoint_radius":
-        # With Consistency's term, and the radius of every 16th image: 2.1 times a plain step.
+        # With Consistency's term, and the radius of every 16th image: 2.1 times a plain step. At a large learning rate
+        # a radius loss from the first step on can end in a constant classifier: begin where the recipe says.
         changes |= {"lam": 1.0, "gamma": 3.0, "radius_every": 16, "consistency": _weight("consistency", recipe)}
+        changes["switch_epoch"] = recipe.switch_epoch
     return recipe.replace(method=method, **changes)
 
 

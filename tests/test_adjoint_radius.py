@@ -87,6 +87,21 @@ def test_losses_of_a_linear_network_are_those_of_its_closed_form(radius_loss, rn
     np.testing.assert_allclose(terms.classification, cross_entropy, rtol=1e-4, atol=1e-5)
 
 
+def test_a_constant_network_has_a_finite_gradient(rng):
+    """No image moves the logits: sd is 0, the term 0, and its gradient finite."""
+    classifier = linear_classifier(rng)
+    classifier.set_weights([np.zeros((6, 3), "float32"), np.array([1.0, 0.0, 0.0], "float32")])
+    images, noise = rng.random((6, 2, 3, 1)).astype("float32"), rng.normal(size=(1, 6, 2, 3, 1)).astype("float32")
+    for radius_loss in ("hinge", "probit"):
+        objective = objectives.AdjointRadius(0.5, radius_loss=radius_loss)
+        objective.attach(classifier)
+        with tf.GradientTape() as tape:
+            terms = objective(images, np.zeros(6, int), noise, Context(training=True))
+            loss = tf.reduce_sum(terms.robustness)
+        assert float(loss) == 0
+        assert all(g is None or np.isfinite(g).all() for g in tape.gradient(loss, classifier.trainable_variables))
+
+
 def test_log_gaussian_cdf():
     """Exact from -3 up; below, an upper bound of log Phi by no more than a fifth of the distance squared, smooth."""
     z = np.linspace(-3, 6, 500)

@@ -33,6 +33,8 @@ def test_methods_are_read_with_their_authors_weights():
     assert Entry.parse("consistency", mnist).recipe.lam == 5
     assert Entry.parse("macer", mnist.replace(sigma=1.0)).recipe.lam == 6
     assert Entry.parse("macer", mnist.replace(data="cifar10")).recipe.lam == 12
+    ours = Entry.parse("adjoint_radius", mnist.replace(sigma=0.25, switch_epoch=3)).recipe
+    assert (ours.consistency, ours.radius_every, ours.gamma, ours.switch_epoch) == (10, 16, 3, 3)
     # The recipe's own method keeps the recipe's weights; what is given wins.
     assert Entry.parse("covariance_radius", mnist.replace(lam=2.0)).recipe.lam == 2
     entry = Entry.parse("consistency:lam=3,antithetic=true,epochs=30", mnist)

@@ -128,10 +128,12 @@ class AdjointRadius:
 
     def _loss(self, estimate):
         """(images,), of the margin's mean over its sd."""
-        ratio = estimate.radius / self.sigma
+        mean, sd = estimate.mean, estimate.sd
         if self.radius_loss == "hinge":
-            return ops.where(ratio > 0, ops.maximum(self.gamma - ratio, 0.0), 0.0)
-        return -log_gaussian_cdf(ratio - self.gamma)
+            counts = (mean > 0) & (mean < self.gamma * sd)
+            # Where the term is 0 its gradient must be, too: a flat network's 1 / sd would make it 0 times infinity.
+            return ops.where(counts, self.gamma - mean / ops.where(counts, sd, 1.0), 0.0)
+        return -log_gaussian_cdf(mean / sd - self.gamma)
 
 
 def log_gaussian_cdf(z):
