@@ -9,10 +9,10 @@ import numpy as np
 import tensorflow as tf
 
 from covkeras import devices, diagnostics, fitting, jobs, moments
-from covkeras.files import is_taken, write_aside
+from covkeras.files import write_aside
 from covkeras.recipes import METHODS, Recipe, scaled
 from covkeras.report import Result
-from covkeras.runs import RunFolder
+from covkeras.runs import RunFolder, claim_record
 from covkeras.timing import interleave
 from covkeras.validation import check_between, check_choice
 
@@ -127,20 +127,7 @@ class Comparison:
                 share; seconds where a method has epochs of its own.
         """
         self._check(entries, seeds)
-        here = {"seconds": self.seconds, "recipe": json.loads(self.recipe.to_json())}
-        file = self.path / "comparison.json"
-        if file.exists():
-            there = json.loads(file.read_text())
-            fields = self.recipe.diff(Recipe.from_json(json.dumps(there["recipe"])))
-            differ = [f"{k}: {v!r} there, {u!r} here" for k, (u, v) in fields.items()]
-            if there["seconds"] != self.seconds:
-                differ.append(f"seconds: {there['seconds']} there, {self.seconds} here")
-            if differ:
-                raise ValueError(f"{self.path} holds another comparison ({'; '.join(differ)}). Choose another --out.")
-        elif is_taken(self.path):
-            raise ValueError(f"{self.path} is not empty and holds no comparison.json. Choose another --out.")
-        else:
-            write_aside(file, lambda aside: aside.write_text(json.dumps(here, indent=2) + "\n"))
+        claim_record(self.path / "comparison.json", {"seconds": self.seconds, "recipe": self.recipe}, "comparison")
 
     def _check(self, entries: Sequence[Entry], seeds: Sequence[int]) -> None:
         replicas = devices.strategy(self.environment.devices).num_replicas_in_sync

@@ -1,6 +1,8 @@
 """A run is one folder: recipe.json, classifier.keras, checkpoints/, history.csv, certificates.tsv, report/, export/."""
 
 import csv
+import dataclasses
+import json
 import os
 from pathlib import Path
 
@@ -102,6 +104,31 @@ class RunFolder:
             if first:
                 writer.writeheader()
             writer.writerow(row)
+
+
+def claim_record(file: Path, here: dict, kind: str) -> None:
+    """Writes what a folder of many runs is for, or refuses a folder that is for something else.
+
+    Args:
+        file: the record, in the folder. here: what it must say; "recipe" is a Recipe. kind: of the folder, for errors.
+
+    Raises:
+        ValueError: the record says something else (the differences are listed), or the folder holds other files.
+    """
+    values = {**here, "recipe": dataclasses.asdict(here["recipe"])}
+    if file.exists():
+        there = json.loads(file.read_text())
+        # A recipe of an older version lacks fields, which then had their defaults.
+        found = Recipe.from_json(json.dumps(there.pop("recipe")))
+        pairs = {k: (json.loads(json.dumps(v)), there.get(k)) for k, v in here.items() if k != "recipe"}
+        differences = {k: pair for k, pair in pairs.items() if pair[0] != pair[1]} | here["recipe"].diff(found)
+        if differences:
+            listed = "; ".join(f"{k}: {other!r} there, {own!r} here" for k, (own, other) in differences.items())
+            raise ValueError(f"{file.parent} holds another {kind} ({listed}). Choose another --out.")
+    elif is_taken(file.parent):
+        raise ValueError(f"{file.parent} is not empty and holds no {file.name}. Choose another --out.")
+    else:
+        write_aside(file, lambda aside: aside.write_text(json.dumps(values, indent=2) + "\n"))
 
 
 def _write_rows(path: Path, rows: list[dict]) -> None:

@@ -1,7 +1,6 @@
 """Search for the recipe with the largest certified radius: a keras-tuner HyperModel over any fields of a recipe."""
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,10 +9,9 @@ import numpy as np
 
 from covkeras import fitting, jobs
 from covkeras.devices import strategy
-from covkeras.files import is_taken, write_aside
 from covkeras.interrupts import Interrupted
 from covkeras.recipes import Recipe, scaled
-from covkeras.runs import RunFolder
+from covkeras.runs import RunFolder, claim_record
 from covkeras.tuning_space import Objective, Range
 from covkeras.validation import check_between, check_choice, check_count
 
@@ -173,19 +171,9 @@ def _claim(hypermodel: CertifiedHyperModel, kind: str, seed: int) -> None:
         "seed": seed,
         "objective": hypermodel.objective.text,
         "space": [dataclasses.asdict(one) for one in hypermodel.space],
-        "recipe": json.loads(hypermodel.recipe.to_json()),
+        "recipe": hypermodel.recipe,
     }
-    path = hypermodel.folder / "search.json"
-    here = json.loads(json.dumps(here))
-    if path.exists():
-        there = json.loads(path.read_text())
-        differ = [f"{k}: {there.get(k)!r} there, {here[k]!r} here" for k in here if there.get(k) != here[k]]
-        if differ:
-            raise ValueError(f"{hypermodel.folder} holds another search ({'; '.join(differ)}). Choose another --out.")
-    elif is_taken(hypermodel.folder):
-        raise ValueError(f"{hypermodel.folder} is not empty and holds no search.json. Choose another --out.")
-    else:
-        write_aside(path, lambda aside: aside.write_text(json.dumps(here, indent=2) + "\n"))
+    claim_record(hypermodel.folder / "search.json", here, "search")
 
 
 @dataclasses.dataclass(frozen=True)
