@@ -1,20 +1,27 @@
 """What one training step costs, as a ratio to a plain Gaussian-augmentation step of the same classifier.
 
-    python benchmarks/training_step.py                     LeNet (batch 128), PreActResNet-18 (batches 64 and 128)
+    python benchmarks/training_step.py                     LeNets (128; bfloat16, 256), PreActResNet-18 (64 and 128)
     python benchmarks/training_step.py --only lenet --rounds 31
 
-All sides run in turn in one process; a figure is the median of the ratios within a round. Measured on two cores with
-AVX-512, float32, by the first command (the middle half of the rounds in brackets):
+All sides run in turn in one process; a figure is the median of the ratios within a round, the middle half of the rounds in
+brackets. Measured on two cores with AVX-512 and AMX, by `--only NAME`:
 
-    classifier          step                                              ratio
-    LeNet, 128          covariance_radius                                 1.36 (1.31 to 1.38)
-    LeNet, 128          ... with the gradient stopped at the covariance   1.26 (1.23 to 1.34)
-    LeNet, 128          Consistency, 2 copies                             1.86 (1.82 to 1.90)
-    LeNet, 128          MACER, 16 copies                                  14.4 (14.1 to 15.0)
-    LeNet, 128          one covariance per image (published code)         24.1 (23.3 to 25.4)
-    PreActResNet-18, 64   covariance_radius                               1.29 (1.27 to 1.30)
-    PreActResNet-18, 64   MACER's 16 copies, without its loss             14.7 (14.7 to 14.8)
-    PreActResNet-18, 128  covariance_radius                               1.21 (1.18 to 1.23)
+    step                                              LeNet, 128            lenet_5x5, bfloat16, 256
+    covariance_radius                                 1.34 (1.33 to 1.42)   1.89 (1.83 to 2.10)
+    ... with the gradient stopped at the covariance   1.25 (1.19 to 1.39)   1.54 (1.45 to 1.61)
+    Consistency, 2 copies                             1.87 (1.84 to 1.93)   1.71 (1.68 to 1.81)
+    Consistency, antithetic                           1.90 (1.81 to 1.97)   1.59 (1.56 to 1.68)
+    adjoint_radius of every image                     3.59 (3.52 to 3.81)   4.00 (3.81 to 4.19)
+    adjoint_radius of every 2nd image                 2.36 (2.32 to 2.44)   2.44 (2.41 to 2.56)
+    adjoint_radius of every 4th image                 1.52 (1.48 to 1.62)   1.72 (1.66 to 1.81)
+    antithetic Consistency and it, every 4th          2.59 (2.40 to 2.68)   2.34 (2.29 to 2.50)
+    antithetic Consistency and it, every 16th         2.14 (2.04 to 2.27)   1.97 (1.88 to 2.04)
+    MACER, 16 copies                                  13.7 (13.4 to 14.2)   10.9 (10.8 to 11.0)
+    one covariance per image (published code)         22.5 (22.4 to 22.8)
+
+By its passes (a noisy copy's, the mean's, its gradient's, and the backward of all three) adjoint_radius of every image
+counts 3.2 plain steps. PreActResNet-18, float32: covariance_radius 1.29 (batch 64) and 1.21 (128), MACER's 16 copies
+without its loss 14.7 (64).
 """
 
 import argparse
