@@ -3,8 +3,8 @@
     python benchmarks/training_step.py                     LeNets (128; bfloat16, 256), PreActResNet-18 (64 and 128)
     python benchmarks/training_step.py --only lenet --rounds 31
 
-All sides run in turn in one process; a figure is the median of the ratios within a round, the middle half of the rounds in
-brackets. Measured on two cores with AVX-512 and AMX, by `--only NAME`:
+All sides run in turn in one process; a figure is the median of the ratios within a round, the middle half of the rounds
+in brackets. Measured on two cores with AVX-512 and AMX, by `--only NAME`:
 
     step                                              LeNet, 128            lenet_5x5, bfloat16, 256
     covariance_radius                                 1.34 (1.33 to 1.42)   1.89 (1.83 to 2.10)
