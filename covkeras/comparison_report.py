@@ -86,15 +86,18 @@ def cost_bars(ratios: dict[str, Sequence[float]]):
 def frontier(outcomes: Sequence[Outcome]):
     """Returns ACR against the training's whole cost, in epochs of Gaussian augmentation; a point per seed."""
     figure, axes = new_figure()
-    for i, o in enumerate(outcomes):
+    costs = [float(np.median(o.cost.ratios)) * o.entry.recipe.epochs for o in outcomes]
+    for i, (o, cost) in enumerate(zip(outcomes, costs, strict=True)):
         colour, _ = STYLES[i % len(STYLES)]
         acr = [average_certified_radius(r.certificates, r.labels) for r in o.results]
-        cost = float(np.median(o.cost.ratios)) * o.entry.recipe.epochs
         marker = "osD^vPX"[i % 7]
         axes.scatter([cost] * len(acr), acr, s=40, marker=marker, facecolors="none", edgecolors=colour, linewidths=1.4)
         axes.scatter([], [], s=40, marker=marker, facecolors="none", edgecolors=colour, label=o.entry.label)
-    axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_xscale("log")
+    # Costs closer than a tenth would write over each other.
+    ticks = [c for i, c in enumerate(sorted(costs)) if i == 0 or c > 1.1 * sorted(costs)[i - 1]]
+    axes.set_xticks(ticks, [f"{c:.0f}" for c in ticks])
+    axes.minorticks_off()
     axes.set(xlabel="cost of training, in epochs of Gaussian augmentation", ylabel="average certified radius")
     axes.legend(frameon=False, fontsize=8)
     return figure

@@ -98,9 +98,10 @@ def picture(name: str, data: bytes) -> str:
 def page(title: str, parts: Sequence[str]) -> str:
     """Returns an HTML page of the parts, which are HTML."""
     style = (
-        "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}"
+        "body{font:16px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color:#222}"
         "img{max-width:100%}table{border-collapse:collapse;margin:1rem 0;font-size:.9rem;display:block;overflow-x:auto}"
-        "td,th{padding:.3rem .7rem;border-bottom:1px solid #ddd;text-align:left}.n{text-align:right}"
+        "td,th{padding:.3rem .7rem;border-bottom:1px solid #ddd;text-align:left}"
+        "th{vertical-align:bottom}.n{text-align:right}"
         ".note{color:#555;font-size:.9rem}"
     )
     head = f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title><style>{style}</style>"
