@@ -6,6 +6,9 @@ from pathlib import Path
 
 os.environ["KERAS_BACKEND"] = "tensorflow"
 
+from docutils.nodes import SkipNode
+from docutils.utils.math.latex2mathml import tex2mathml
+
 from covkeras import __version__, startup
 
 startup.quiet_tensorflow()
@@ -15,12 +18,12 @@ extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
-    "sphinx.ext.mathjax",
     "sphinx_gallery.gen_gallery",
 ]
 myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 3
 exclude_patterns = ["_build", "tour", "**/README.*"]
+html_math_renderer = "mathml"
 html_theme = "furo"
 html_title = "covkeras"
 autodoc_typehints = "none"
@@ -62,7 +65,16 @@ def _literal(part: str) -> str:
     return re.sub(r"([|*\\])|(?<=\w)_(?=\W|$)", r"\\\g<0>", part)
 
 
+def _mathml(translator, node) -> None:
+    """Formulas as MathML, which browsers draw themselves: the pages need no script from the web."""
+    block = node.tagname == "math_block"
+    made = tex2mathml(node.astext(), as_block=block)
+    translator.body.append(f'<div class="formula">{made}</div>' if block else made)
+    raise SkipNode
+
+
 def setup(app) -> None:
+    app.add_html_math_renderer("mathml", (_mathml, None), (_mathml, None))
     app.connect("autodoc-process-docstring", _plain)
     # The executed tour writes its run here, and a build starts clean.
     Path(app.confdir, "_build", "tour").mkdir(parents=True, exist_ok=True)
