@@ -100,9 +100,8 @@ def planes_plot(rows: Sequence[Plane]):
         axes.plot(*tracked.T, color=STYLES[1][0], linestyle="--", linewidth=1.8, label="tracked covariance, 3 sd")
         axes.set(xlabel="unit 1", ylabel="unit 2")
         axes.set_title(row.name, fontsize=10)
-    figure.legend(
-        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=8
-    )
+    handles = panels[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=3, frameon=False, fontsize=8, markerscale=5)
     return figure
 
 
