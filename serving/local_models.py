@@ -1,4 +1,4 @@
-"""The local server's models, loaded from their folders and evaluated; TensorFlow's errors as REST and gRPC have them."""
+"""The local server's models, loaded from their folders and evaluated; TensorFlow's errors as both services name them."""
 
 import json
 from pathlib import Path
