@@ -1,4 +1,4 @@
-"""The local server's models, loaded from their folders and evaluated; TensorFlow's errors as both services name them."""
+"""The local server's models: loaded from their folders, evaluated; TensorFlow's errors by REST's and gRPC's names."""
 
 import json
 from pathlib import Path
