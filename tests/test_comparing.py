@@ -127,8 +127,12 @@ def test_a_tables_figures_are_means_over_seeds(tmp_path):
 
     entry = Entry.parse("macer", TINY)
     seeds = (result([0.3, 0.9]), result([0.5, 0.9]))
-    rows = comparison_table([Outcome(entry, seeds, (0.9, 0.8), Cost((1.0,), (7.0,)), 4.0)])
-    row = dict(zip(*rows, strict=True))
+    outcome = Outcome(entry, seeds, (0.9, 0.8), Cost((1.0,), (7.0,)), 4.0)
+    first = Outcome(entry, (result([0.1, 0.9]), result([0.1, 0.9])), (0.9, 0.8), Cost((1.0,), (1.0,)), 4.0)
+    rows = comparison_table([first, outcome])
+    row = dict(zip(rows[0], rows[2], strict=True))
+    # .4 less .1 on the one image, 0 on the other: .15, and .3 / sqrt 2 over sqrt 2.
+    assert rows[1][2] == "-" and row["gain (s.e.)"] == "+0.150 (0.150)"
     # The second image is wrong: radii .3 and .5 over two images, and their mean's standard deviation.
     assert row["ACR"] == "0.200 ± 0.071" and row["acc at 0.25"] == "0.500 ± 0.000"
     assert row["acc at 0.5"] == "0.250 ± 0.354" and row["clean"] == "0.8500 ± 0.0707"
