@@ -12,11 +12,11 @@ from covkeras.report import fidelity_plot, fidelity_table, table_radii
 
 _NOTES = (
     "Certified accuracy at r: the share of test images predicted correctly with certified radius at least r. ACR: the "
-    "average certified radius, 0 where wrong or abstained; it over-rewards easy images. Gain: ACR less the first method's, "
-    "with the standard error of the difference image by image (it does not know how seeds would differ). Clean accuracy: of the "
-    "classifier itself, without noise, on the whole test split. With several seeds: mean and, after the sign, their "
-    "standard deviation. Step cost: the time of a training step over Gaussian augmentation's, median of interleaved "
-    "rounds in one process; an epoch's seconds are the median step's, on a machine that may have been shared.",
+    "average certified radius, 0 where wrong or abstained; it over-rewards easy images. Gain: ACR less the first "
+    "method's, with the standard error of the difference image by image, which does not know how seeds differ. Clean "
+    "accuracy: of the classifier itself, without noise, on the whole test split. With several seeds: mean and, after "
+    "the sign, their standard deviation. Step cost: the time of a training step over Gaussian augmentation's, median "
+    "of interleaved rounds in one process; an epoch's seconds are the median step's, on a machine that may be shared.",
     "Propagated radii are estimates without samples, never certificates; what the comparison leaves out: images "
     "abstained on, those where the two name different classes, those whose certified radius n caps.",
 )
