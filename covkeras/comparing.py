@@ -146,7 +146,7 @@ class Comparison:
         return RunFolder(self.path / "runs" / f"{entry.label.replace(':', ',')}-seed{seed}")
 
     def costs(self, entries: Sequence[Entry], rounds: int = 15) -> dict[str, Cost]:
-        """Returns each method's step times, measured in turns with Gaussian augmentation's; measured once, and kept."""
+        """Returns each method's step times, and Gaussian augmentation's, measured in turns; measured once, and kept."""
         file = self.path / "steps.json"
         known = json.loads(file.read_text()) if file.exists() else {}
         missing = [e for e in entries if e.label not in known]
@@ -154,7 +154,9 @@ class Comparison:
             sides = {BASELINE: Entry.parse(BASELINE, self.recipe)} | {e.label: e for e in missing}
             with jobs.progress_bar(total=2 + rounds, desc="time the steps", unit="round") as bar:
                 seconds = interleave({k: self._step(e) for k, e in sides.items()}, rounds, bar.update)
-            for label in [e.label for e in missing]:
+            for label in [BASELINE, *(e.label for e in missing)]:
+                if label in known:
+                    continue  # the baseline's first times stay the unit of all
                 ratios = np.array(seconds[label]) / np.array(seconds[BASELINE])
                 known[label] = {"seconds": seconds[label], "ratios": ratios.tolist()}
             write_aside(file, lambda aside: aside.write_text(json.dumps(known, indent=1) + "\n"))
@@ -168,15 +170,17 @@ class Comparison:
         step = tf.function(trainer.train_step).get_concrete_function((images, labels))
         return lambda: step((images, labels))["loss"].numpy()
 
-    def epoch_seconds(self, entry: Entry, cost: Cost) -> float:
-        """The median step's time times the steps of an epoch."""
-        return float(np.median(cost.seconds)) * self.data.steps_per_epoch(entry.recipe.batch_size)
+    def epoch_seconds(self, entry: Entry, costs: dict[str, Cost]) -> float:
+        """The steps of an epoch, each Gaussian augmentation's median time times the method's ratio to it: methods that
+        were timed on another day, on a machine busy otherwise, compare."""
+        step = np.median(costs[BASELINE].seconds) * np.median(costs[entry.label].ratios)
+        return float(step) * self.data.steps_per_epoch(entry.recipe.batch_size)
 
-    def budgeted(self, entry: Entry, cost: Cost) -> Entry:
+    def budgeted(self, entry: Entry, costs: dict[str, Cost]) -> Entry:
         """Returns the method with the epochs that the comparison's seconds hold, at least one."""
         if not self.seconds:
             return entry
-        epochs = max(1, round(self.seconds / self.epoch_seconds(entry, cost)))
+        epochs = max(1, round(self.seconds / self.epoch_seconds(entry, costs)))
         return dataclasses.replace(entry, recipe=scaled(entry.recipe, epochs))
 
     def run(self, entry: Entry, seed: int) -> tuple[Result, float]:

@@ -30,17 +30,7 @@ def lenet(
     Returns:
         A functional model, images (batch, height, width, channels) in [0, 1] to logits (batch, num_classes), float32.
     """
-    check_count("num_classes", num_classes, 2)
-    images = _image_input(input_shape)
-    x = layers.Rescaling(2.0, offset=-1.0, name="center")(images)
-    for i, width in enumerate(filters, 1):
-        x = layers.Conv2D(width, 3, padding="same", activation="relu", kernel_initializer="he_normal", name=f"conv{i}")(
-            x
-        )
-        x = layers.AveragePooling2D(2, name=f"pool{i}")(x)
-    x = layers.Flatten(name="flatten")(x)
-    x = layers.Dense(units, activation="relu", kernel_initializer="he_normal", name="hidden")(x)
-    return keras.Model(images, layers.Dense(num_classes, name="logits", dtype="float32")(x), name=name)
+    return _lenet(input_shape, num_classes, filters, units, name, 3, "same")
 
 
 def lenet_5x5(
@@ -61,8 +51,6 @@ def lenet_5x5(
     Returns:
         A functional model, images (batch, height, width, channels) in [0, 1] to logits (batch, num_classes), float32.
     """
-    check_count("num_classes", num_classes, 2)
-    images = _image_input(input_shape)
     for size in input_shape[:2]:
         for _ in filters:
             size = (size - 4) // 2
@@ -71,9 +59,17 @@ def lenet_5x5(
                 f"input_shape {tuple(input_shape)} leaves nothing of the image after {len(filters)} 5 x 5 convolutions "
                 "with pooling. Use a larger image_size, or the model lenet."
             )
+    return _lenet(input_shape, num_classes, filters, units, name, 5, "valid")
+
+
+def _lenet(input_shape, num_classes, filters, units, name, kernel_size, padding):
+    """Convolutions with ReLU and 2 x 2 average pooling, and two dense layers."""
+    check_count("num_classes", num_classes, 2)
+    images = _image_input(input_shape)
     x = layers.Rescaling(2.0, offset=-1.0, name="center")(images)
+    kind = {"padding": padding, "activation": "relu", "kernel_initializer": "he_normal"}
     for i, width in enumerate(filters, 1):
-        x = layers.Conv2D(width, 5, activation="relu", kernel_initializer="he_normal", name=f"conv{i}")(x)
+        x = layers.Conv2D(width, kernel_size, name=f"conv{i}", **kind)(x)
         x = layers.AveragePooling2D(2, name=f"pool{i}")(x)
     x = layers.Flatten(name="flatten")(x)
     x = layers.Dense(units, activation="relu", kernel_initializer="he_normal", name="hidden")(x)

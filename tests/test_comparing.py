@@ -109,12 +109,16 @@ def test_other_comparisons_and_bad_flags_are_refused_with_nothing_written(tmp_pa
 def test_equal_seconds_are_equal_epochs_times_their_cost(tmp_path):
     comparison = Comparison(tmp_path, TINY, seconds=8.0)
     entry = Entry.parse("consistency", TINY)
-    # 256 images are 4 steps: .5 s a step, 2 s an epoch, 4 epochs in 8 s.
-    cost = Cost((0.4, 0.5, 3.0), (1.0, 2.0, 2.5))
-    assert comparison.epoch_seconds(entry, cost) == 2.0
-    budgeted = comparison.budgeted(entry, cost).recipe
+    # 256 images are 4 steps, each twice .25 s: 2 s an epoch, 4 epochs in 8 s.
+    costs = {
+        "gaussian_augmentation": Cost((0.2, 0.25, 1.5), (1.0, 1.0, 1.0)),
+        "consistency": Cost((9.0, 9.0, 9.0), (1.0, 2.0, 2.5)),
+    }
+    assert comparison.epoch_seconds(entry, costs) == 2.0
+    budgeted = comparison.budgeted(entry, costs).recipe
     assert (budgeted.epochs, budgeted.decay_epochs) == (4, (2,))
-    assert comparison.budgeted(entry, Cost((100.0,), (1.0,))).recipe.epochs == 1
+    costs["consistency"] = Cost((1.0,), (100.0,))
+    assert comparison.budgeted(entry, costs).recipe.epochs == 1
 
 
 def test_a_tables_figures_are_means_over_seeds(tmp_path):

@@ -12,6 +12,14 @@ def test_lenet_is_a_stock_model(shape, rng):
     assert all(type(layer).__module__.startswith("keras.") for layer in model.layers)
 
 
+def test_lenet_5x5_is_the_known_lenet():
+    """Its 431,080 parameters: 520, 25,050, 400,500 and 5,010."""
+    model = models.lenet_5x5()
+    assert model.count_params() == 431_080 and model.get_layer("pool2").output.shape[1:] == (4, 4, 50)
+    with pytest.raises(ValueError, match=r"input_shape \(8, 8, 1\) leaves nothing of the image after 2 5 x 5"):
+        models.lenet_5x5((8, 8, 1))
+
+
 @pytest.mark.parametrize(("shape", "head"), [((32, 32, 3), (4, 4)), ((224, 224, 3), (7, 7))])
 def test_preact_resnet18_has_its_shape(shape, head):
     model = models.preact_resnet18(shape, num_classes=10)

@@ -59,7 +59,7 @@ def work(flags, stop) -> None:
     comparison = Comparison(flags.out or Path("comparisons") / recipe.name, recipe, flags.seconds, environment)
     comparison.claim(entries, flags.seeds)
     costs = comparison.costs(entries)
-    entries = [comparison.budgeted(e, costs[e.label]) for e in entries]
+    entries = [comparison.budgeted(e, costs) for e in entries]
     done = {}
     for seed in flags.seeds:  # a whole table with one seed before the next begins
         for entry in entries:
@@ -67,7 +67,7 @@ def work(flags, stop) -> None:
     outcomes = []
     for e in entries:
         results, clean = zip(*(done[e.label, seed] for seed in flags.seeds), strict=True)
-        outcomes.append(Outcome(e, results, clean, costs[e.label], comparison.epoch_seconds(e, costs[e.label])))
+        outcomes.append(Outcome(e, results, clean, costs[e.label], comparison.epoch_seconds(e, costs)))
     print(write_comparison_report(comparison, outcomes))
     print(f"\nreport: {comparison.path / 'report' / 'index.html'}")
 
