@@ -16,7 +16,8 @@ _NOTES = (
     "method's, with the standard error of the difference image by image, which does not know how seeds differ. Clean "
     "accuracy: of the classifier itself, without noise, on the whole test split. With several seeds: mean and, after "
     "the sign, their standard deviation. Step cost: the time of a training step over Gaussian augmentation's, median "
-    "of interleaved rounds in one process; an epoch's seconds: its steps, each Gaussian augmentation's median time, times the cost.",
+    "of interleaved rounds in one process; an epoch's seconds: its steps at Gaussian augmentation's median time, times "
+    "the cost.",
     "Propagated radii are estimates without samples, never certificates; what the comparison leaves out: images "
     "abstained on, those where the two name different classes, those whose certified radius n caps.",
 )
