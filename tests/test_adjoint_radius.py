@@ -140,8 +140,8 @@ def test_gates_of_the_copy_are_the_root_mean_square_of_what_noise_moves(rng):
     assert (seen[0][0].numpy() < 1.3 * scale).all() and (seen[0][0].numpy() > 0.6 * scale).all()
 
 
-def terms_of(classifier, images, labels, noise, **options):
-    objective = objectives.AdjointRadius(0.5, **options)
+def terms_of(classifier, images, labels, noise, sigma=0.5, **options):
+    objective = objectives.AdjointRadius(sigma, **options)
     objective.attach(classifier)
     return objective(images, labels, noise[: objective.copies], Context(training=True)), objective
 
@@ -164,11 +164,18 @@ def test_options(rng):
     np.testing.assert_allclose(mean.radius, whole.radius, rtol=1e-5)
 
     shared, objective = terms_of(classifier, images, labels, noise, sampled_share=0.36, gates="propagated")
-    moved, _ = terms_of(classifier, images + 0.5 * 0.6 * noise[1], labels, noise, gates="propagated")
+    moved, _ = terms_of(classifier, images + 0.5 * 0.6 * noise[1], labels, noise, 0.4, gates="propagated", gamma=2.5)
     assert objective.copies == 2
+    # The radius is a distance; its loss counts in units of sigma, 0.5 or 0.4: gamma 2 and 2.5 ask for the same radius.
     np.testing.assert_allclose(shared.radius, moved.radius, rtol=1e-5)
-    full = classifier(images + 0.5 * (0.8 * noise[0] + 0.6 * noise[1]))
-    np.testing.assert_allclose(shared.logits, full, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(shared.robustness, 0.8 * moved.robustness, rtol=1e-4, atol=1e-6)
+    assert float(tf.reduce_sum(shared.robustness)) > 0
+    whole = 0.8 * noise[:1] + 0.6 * noise[1:]
+    np.testing.assert_allclose(shared.logits, classifier(images + 0.5 * whole[0]), rtol=1e-5, atol=1e-5)
+    paired, _ = terms_of(classifier, images, labels, noise, sampled_share=0.36, gates="propagated", consistency=3.0)
+    alone, _ = terms_of(classifier, images, labels, whole, consistency=3.0)
+    np.testing.assert_allclose(paired.classification, alone.classification, rtol=1e-5)
+    np.testing.assert_allclose(paired.radius, shared.radius, rtol=1e-5)
 
     both, objective = terms_of(classifier, images, labels, noise, consistency=3.0, eta=0.2)
     other = objectives.Consistency(0.5, eta=0.2, antithetic=True)

@@ -76,8 +76,8 @@ class AdjointRadius:
         self.consistency = check_between("consistency", consistency, 0, math.inf, closed="left")
         self.eta = check_between("eta", eta, 0, math.inf, closed="left")
         self.switch_epoch = check_count("switch_epoch", switch_epoch, 0)
-        if self.consistency and (self.classify_on == "mean" or self.sampled_share):
-            raise ValueError("consistency compares two noisy copies: it needs classify_on='copy' and sampled_share 0.")
+        if self.consistency and self.classify_on == "mean":
+            raise ValueError("consistency compares two noisy copies: it needs classify_on='copy'.")
         if self.classify_on == "mean" and self.radius_every > 1:
             raise ValueError("radius_every must be 1 where classify_on is 'mean': every image's mean is needed anyway.")
 
@@ -86,21 +86,24 @@ class AdjointRadius:
         return 2 if self.sampled_share else 1
 
     def attach(self, classifier) -> None:
-        self.network = MomentNetwork(classifier, self.sigma, self.r_max)
+        self.network = MomentNetwork(classifier, self._spread, self.r_max)
 
     def __call__(self, images, labels, noise, context) -> Terms:
         """images (batch, h, w, c), labels (batch,), noise (copies, batch, h, w, c) standard normal -> Terms.
 
         The robustness and the radius are of every `radius_every`-th image.
         """
-        base = images + self.sigma * math.sqrt(self.sampled_share) * noise[-1] if self.sampled_share else images
+        base, whole = images, noise[0]
+        if self.sampled_share:
+            sampled = math.sqrt(self.sampled_share) * noise[-1]
+            base, whole = images + self.sigma * sampled, math.sqrt(1.0 - self.sampled_share) * noise[0] + sampled
         some = slice(None, None, self.radius_every)
         estimate = self._margin(base[some], labels[some], noise[0][some], context)
         if self.classify_on == "mean":
             classification, logits = cross_entropy(labels, estimate.logits), estimate.logits
         else:
-            copies = ops.concatenate([noise[:1], -noise[:1]], 0) if self.consistency else noise[:1]
-            logits = logits_of(self.network.classifier, base, copies, self._spread, context.training)
+            copies = ops.stack([whole, -whole] if self.consistency else [whole])
+            logits = logits_of(self.network.classifier, images, copies, self.sigma, context.training)
             classification, logits = self._classification(labels, logits), logits[0]
         return Terms(classification, self._loss(estimate), logits, estimate.radius)
 
@@ -128,7 +131,8 @@ class AdjointRadius:
 
     def _loss(self, estimate):
         """(images,), of the margin's mean over its sd."""
-        mean, sd = estimate.mean, estimate.sd
+        # Of all the noise, not of the propagated share of it: m / sd = radius / sigma.
+        mean, sd = estimate.mean, estimate.sd * (self.sigma / self._spread)
         if self.radius_loss == "hinge":
             counts = (mean > 0) & (mean < self.gamma * sd)
             # Where the term is 0 its gradient must be, too: a flat network's 1 / sd would make it 0 times infinity.
