@@ -48,7 +48,7 @@ class Recipe:
     switch_epoch: int = _count(0, "epoch (from 0) at which lam is switched on", 0)
     num_copies: int = _count(0, "noisy copies of macer (0 = 16) and consistency (0 = 2)", 0)
     eta: float = _number(0.5, "weight of consistency's entropy", 0, closed="left")
-    antithetic: bool = _field(False, "consistency's two copies are x + eps and x - eps")
+    antithetic: bool = _field(False, "the two copies of consistency are x + eps and x - eps")
     radius_loss: str = _field("hinge", "adjoint_radius's loss of the radius", choices=adjoint_radius.RADIUS_LOSSES)
     classify_on: str = _field(
         "copy",

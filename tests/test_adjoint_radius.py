@@ -172,17 +172,36 @@ def test_options(rng):
     assert float(tf.reduce_sum(shared.robustness)) > 0
     whole = 0.8 * noise[:1] + 0.6 * noise[1:]
     np.testing.assert_allclose(shared.logits, classifier(images + 0.5 * whole[0]), rtol=1e-5, atol=1e-5)
-    paired, _ = terms_of(classifier, images, labels, noise, sampled_share=0.36, gates="propagated", consistency=3.0)
-    alone, _ = terms_of(classifier, images, labels, whole, consistency=3.0)
-    np.testing.assert_allclose(paired.classification, alone.classification, rtol=1e-5)
-    np.testing.assert_allclose(paired.radius, shared.radius, rtol=1e-5)
 
-    both, objective = terms_of(classifier, images, labels, noise, consistency=3.0, eta=0.2)
-    other = objectives.Consistency(0.5, eta=0.2, antithetic=True)
+
+def divergence_of(copies, classifier, images, labels):
+    """Consistency's loss, weight 3 and eta .2, of the given pair's noise (2, batch, ...)."""
+    other = objectives.Consistency(0.5, eta=0.2)
     other.attach(classifier)
-    expected = other(images, labels, noise[:1], Context(training=True))
-    np.testing.assert_allclose(both.classification, expected.classification + 3.0 * expected.robustness, rtol=1e-5)
-    np.testing.assert_allclose(both.radius, base.radius, rtol=1e-4)
+    terms = other(images, labels, copies, Context(training=True))
+    return terms.classification + 3.0 * terms.robustness
+
+
+@pytest.mark.parametrize("antithetic", [False, True])
+def test_consistency_of_the_pair(antithetic, rng):
+    classifier = small_classifier()
+    images, labels = rng.random((8, 8, 8, 1)).astype("float32"), np.arange(8) % 3
+    noise = rng.normal(size=(2, 8, 8, 8, 1)).astype("float32")
+    options = {"consistency": 3.0, "eta": 0.2, "antithetic": antithetic}
+    terms, objective = terms_of(classifier, images, labels, noise, **options)
+    assert objective.copies == (1 if antithetic else 2)
+    pair = np.stack([noise[0], -noise[0] if antithetic else -noise[1]])
+    np.testing.assert_allclose(terms.classification, divergence_of(pair, classifier, images, labels), rtol=1e-5)
+    base, _ = terms_of(classifier, images, labels, noise)
+    np.testing.assert_allclose(terms.radius, base.radius, rtol=1e-4)
+
+    part, _ = terms_of(classifier, images, labels, noise, sampled_share=0.36, **options)
+    whole = 0.8 * noise[0] + 0.6 * noise[1]
+    pair = np.stack([whole, -whole if antithetic else 0.6 * noise[0] - 0.8 * noise[1]])
+    assert antithetic or abs(np.corrcoef(pair.reshape(2, -1))[0, 1]) < 0.2
+    np.testing.assert_allclose(part.classification, divergence_of(pair, classifier, images, labels), rtol=1e-5)
+    alone, _ = terms_of(classifier, images, labels, noise, sampled_share=0.36)
+    np.testing.assert_allclose(part.radius, alone.radius, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -40,8 +40,9 @@ class AdjointRadius:
             x + sqrt(share) sigma eps. 0 propagates all of it.
         radius_every: the radius of every k-th image of a batch is estimated: 1 is all. For the cost of every k-th step
             a smoother gradient than that gives.
-        consistency: weight of Consistency's divergence between x + eps and x - eps; 0 leaves the second copy out.
+        consistency: weight of Consistency's divergence between two copies; 0 leaves the second copy out.
         eta: weight of Consistency's entropy, where there is one.
+        antithetic: that pair is x + eps and x - eps instead of independent copies.
         switch_epoch: the epoch (from 0) at which lam is switched on.
 
     Calibrated gates are measured on each replica's own images: two replicas equal one in the mean, not digit by digit.
@@ -62,6 +63,7 @@ class AdjointRadius:
         radius_every: int = 1,
         consistency: float = 0.0,
         eta: float = 0.5,
+        antithetic: bool = False,
         switch_epoch: int = 0,
     ):
         self.sigma = check_sigma(sigma)
@@ -75,6 +77,7 @@ class AdjointRadius:
         self.radius_every = check_count("radius_every", radius_every)
         self.consistency = check_between("consistency", consistency, 0, math.inf, closed="left")
         self.eta = check_between("eta", eta, 0, math.inf, closed="left")
+        self.antithetic = bool(antithetic)
         self.switch_epoch = check_count("switch_epoch", switch_epoch, 0)
         if self.consistency and self.classify_on == "mean":
             raise ValueError("consistency compares two noisy copies: it needs classify_on='copy'.")
@@ -83,7 +86,7 @@ class AdjointRadius:
 
     @property
     def copies(self) -> int:
-        return 2 if self.sampled_share else 1
+        return 2 if self.sampled_share or (self.consistency and not self.antithetic) else 1
 
     def attach(self, classifier) -> None:
         self.network = MomentNetwork(classifier, self._spread, self.r_max)
@@ -93,19 +96,25 @@ class AdjointRadius:
 
         The robustness and the radius are of every `radius_every`-th image.
         """
-        base, whole = images, noise[0]
-        if self.sampled_share:
-            sampled = math.sqrt(self.sampled_share) * noise[-1]
-            base, whole = images + self.sigma * sampled, math.sqrt(1.0 - self.sampled_share) * noise[0] + sampled
+        base = images + self.sigma * math.sqrt(self.sampled_share) * noise[-1] if self.sampled_share else images
         some = slice(None, None, self.radius_every)
         estimate = self._margin(base[some], labels[some], noise[0][some], context)
         if self.classify_on == "mean":
             classification, logits = cross_entropy(labels, estimate.logits), estimate.logits
         else:
-            copies = ops.stack([whole, -whole] if self.consistency else [whole])
-            logits = logits_of(self.network.classifier, images, copies, self.sigma, context.training)
+            logits = logits_of(self.network.classifier, images, self._copies(noise), self.sigma, context.training)
             classification, logits = self._classification(labels, logits), logits[0]
         return Terms(classification, self._loss(estimate), logits, estimate.radius)
+
+    def _copies(self, noise):
+        """The copies' noise, (1 or 2, batch, h, w, c): first the one whose sampled part the moments start from."""
+        propagated, sampled = math.sqrt(1.0 - self.sampled_share), math.sqrt(self.sampled_share)
+        first = propagated * noise[0] + sampled * noise[-1] if sampled else noise[0]
+        if not self.consistency:
+            return first[None]
+        # A rotation of two independent Gaussians leaves them independent: no third is drawn.
+        second = -first if self.antithetic else sampled * noise[0] - propagated * noise[-1]
+        return ops.stack([first, second])
 
     @property
     def _spread(self) -> float:
