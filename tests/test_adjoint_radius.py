@@ -103,17 +103,18 @@ def test_a_constant_network_has_a_finite_gradient(rng):
 
 
 def test_log_gaussian_cdf():
-    """Exact from -3 up; below, an upper bound of log Phi by no more than a fifth of the distance squared, smooth."""
+    """Exact from -3 up; below, the tangent: never under log Phi, concave, its slope bounded."""
     z = np.linspace(-3, 6, 500)
     np.testing.assert_allclose(log_gaussian_cdf(tf.constant(z)), scipy.stats.norm.logcdf(z), rtol=1e-12, atol=1e-15)
     z = tf.constant(np.linspace(-30, -2.99, 1000), tf.float32)
     with tf.GradientTape() as tape:
         tape.watch(z)
         value = log_gaussian_cdf(z)
-    slope = tape.gradient(value, z).numpy()
+    slope, hazard = tape.gradient(value, z).numpy(), scipy.stats.norm.pdf(-3) / scipy.stats.norm.cdf(-3)
     truth = scipy.stats.norm.logcdf(z.numpy().astype("float64"))
-    assert np.isfinite(value).all() and np.abs(value - truth).max() < 0.05 * np.abs(truth).max()
-    assert (np.diff(slope) < 1e-4).all() and slope[0] > slope[-1] > 3
+    assert np.isfinite(value).all() and (value.numpy() >= truth * (1 + 1e-5)).all()
+    np.testing.assert_allclose(slope[z.numpy() < -3], hazard, rtol=1e-5)
+    assert (slope[z.numpy() > -3] < 1.00001 * hazard).all()
 
 
 def test_gates_of_the_copy_are_the_root_mean_square_of_what_noise_moves(rng):
