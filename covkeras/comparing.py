@@ -30,6 +30,8 @@ _WEIGHTS = {
     "consistency": {"mnist": (10.0, 5.0, 5.0), "cifar10": (20.0, 10.0, 10.0)},
     "macer": {"mnist": (16.0, 16.0, 6.0), "cifar10": (12.0, 12.0, 12.0)},
 }
+# Ours, tried on MNIST at sigma .5 and 1 over 24 epochs: a harder pull at sigma 1 costs accuracy at every radius.
+_ADJOINT = {"lam": (1.0, 1.0, 0.2), "gamma": (3.0, 3.0, 1.5)}
 
 
 def published(recipe: Recipe, method: str) -> Recipe:
@@ -46,14 +48,19 @@ def published(recipe: Recipe, method: str) -> Recipe:
     elif method == "adjoint_radius":
         # With Consistency's term, and the radius of every 16th image: 2.1 times a plain step. At a large learning rate
         # a radius loss from the first step on can end in a constant classifier: begin where the recipe says.
-        changes |= {"lam": 1.0, "gamma": 3.0, "radius_every": 16, "consistency": _weight("consistency", recipe)}
+        changes |= {name: _nearest(values, recipe) for name, values in _ADJOINT.items()}
+        changes |= {"radius_every": 16, "sampled_share": 0.9, "consistency": _weight("consistency", recipe)}
         changes["switch_epoch"] = recipe.switch_epoch
     return recipe.replace(method=method, **changes)
 
 
 def _weight(method: str, recipe: Recipe) -> float:
-    weights = _WEIGHTS[method]["mnist" if recipe.data in ("mnist", "digits") else "cifar10"]
-    return weights[int(np.argmin(np.abs(np.array([0.25, 0.5, 1.0]) - recipe.sigma)))]
+    return _nearest(_WEIGHTS[method]["mnist" if recipe.data in ("mnist", "digits") else "cifar10"], recipe)
+
+
+def _nearest(values: tuple, recipe: Recipe) -> float:
+    """Of the values at sigma .25, .5 and 1 the one of the recipe's sigma."""
+    return values[int(np.argmin(np.abs(np.array([0.25, 0.5, 1.0]) - recipe.sigma)))]
 
 
 @dataclasses.dataclass(frozen=True)
