@@ -35,6 +35,8 @@ def test_methods_are_read_with_their_authors_weights():
     assert Entry.parse("macer", mnist.replace(data="cifar10")).recipe.lam == 12
     ours = Entry.parse("adjoint_radius", mnist.replace(sigma=0.25, switch_epoch=3)).recipe
     assert (ours.consistency, ours.radius_every, ours.gamma, ours.switch_epoch) == (10, 16, 3, 3)
+    ours = Entry.parse("adjoint_radius", mnist.replace(sigma=1.0)).recipe
+    assert (ours.lam, ours.gamma, ours.sampled_share, ours.antithetic) == (0.2, 1.5, 0.9, False)
     # The recipe's own method keeps the recipe's weights; what is given wins.
     assert Entry.parse("covariance_radius", mnist.replace(lam=2.0)).recipe.lam == 2
     entry = Entry.parse("consistency:lam=3,antithetic=true,epochs=30", mnist)
@@ -119,6 +121,26 @@ def test_equal_seconds_are_equal_epochs_times_their_cost(tmp_path):
     assert (budgeted.epochs, budgeted.decay_epochs) == (4, (2,))
     costs["consistency"] = Cost((1.0,), (100.0,))
     assert comparison.budgeted(entry, costs).recipe.epochs == 1
+
+
+def test_steps_are_timed_once_but_for_a_method_with_other_weights(tmp_path, monkeypatch):
+    timed = []
+
+    def interleave(sides, rounds, update):
+        timed.append(set(sides))
+        return {label: [1.0 + len(timed)] * rounds for label in sides}
+
+    monkeypatch.setattr(comparing, "interleave", interleave)
+    monkeypatch.setattr(Comparison, "_step", lambda self, entry: None)
+    comparison = Comparison(tmp_path, TINY)
+    plain, pair = (Entry.parse(m, TINY) for m in ("gaussian_augmentation", "consistency"))
+    first = comparison.costs([plain, pair], 3)
+    assert comparison.costs([plain, pair], 3) == first and len(timed) == 1
+    newer = Entry("consistency", pair.recipe.replace(lam=7.0))
+    again = comparison.costs([plain, newer], 3)
+    assert timed[1:] == [{"gaussian_augmentation", "consistency"}]
+    assert again["gaussian_augmentation"] == first["gaussian_augmentation"] and again["consistency"].seconds[0] == 3.0
+    assert comparison.costs([plain, newer], 3) == again and len(timed) == 2
 
 
 def test_a_tables_figures_are_means_over_seeds(tmp_path):
