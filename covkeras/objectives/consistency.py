@@ -17,7 +17,8 @@ class Consistency:
         lam: weight of the divergence; the authors' 10 / 5 / 5 on MNIST at sigma .25 / .5 / 1, 20 / 10 / 10 on CIFAR-10.
         eta: weight of the entropy of the mean, .5 with the authors; it counts into the classification loss.
         num_copies: k, noisy copies of an image; 0 is the authors' 2.
-        antithetic: two copies x + eps and x - eps instead of independent ones (ours).
+        antithetic: two copies x + eps and x - eps instead of independent ones (ours). Their divergence sees only what
+            is odd in the noise: as good at sigma .5, worse at sigma 1 (benchmarks/antithetic.py).
         switch_epoch: the epoch (from 0) at which lam is switched on.
     """
 
