@@ -72,9 +72,9 @@ def measure(title: str, rounds: int) -> list[list[str]]:
         "adjoint_radius of every image": objectives.AdjointRadius(0.5),
         "adjoint_radius of every 2nd image": objectives.AdjointRadius(0.5, radius_every=2),
         "adjoint_radius of every 4th image": objectives.AdjointRadius(0.5, radius_every=4),
-        "adjoint_radius of every image, classified on the mean": objectives.AdjointRadius(
-            0.5, classify_on="mean", sampled_share=0.9
-        ),
+        "adjoint_radius of every image, classified on the mean": objectives.AdjointRadius(0.5, classify_on="mean"),
+        "adjoint_radius of every image, all noise sampled": objectives.AdjointRadius(0.5, sampled_share=1.0),
+        "Consistency and it": objectives.AdjointRadius(0.5, sampled_share=1.0, consistency=5.0),
     }
     for every in (4, 16):
         both = objectives.AdjointRadius(0.5, radius_every=every, consistency=5.0, sampled_share=0.9)

@@ -60,7 +60,7 @@ class Recipe:
         "adjoint_radius's gates: measured on the copy at hand, or propagated",
         choices=adjoint_radius.GATES,
     )
-    sampled_share: float = _number(0.0, "share of the noise adjoint_radius samples, not propagates", 0, 1, "left")
+    sampled_share: float = _number(0.0, "share of the noise adjoint_radius samples, not propagates", 0, 1, "both")
     radius_every: int = _count(1, "adjoint_radius estimates the radius of every k-th image of a batch")
     consistency: float = _number(0.0, "weight of Consistency's divergence within adjoint_radius", 0, closed="left")
     noisy_mean: bool = _field(False, "add one noise sample to the input's mean (published code, not the paper)")

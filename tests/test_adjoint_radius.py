@@ -25,18 +25,23 @@ def float64():
     keras.config.set_dtype_policy("float32")
 
 
-@pytest.mark.parametrize("kernels", [Kernels(), COMPILED], ids=["plain", "compiled"])
+@pytest.mark.parametrize(
+    "sampled_share, kernels",
+    [(0.0, Kernels()), (0.0, COMPILED), (1.0, Kernels())],
+    ids=["plain", "compiled", "own gates"],
+)
 @pytest.mark.parametrize("radius_loss", ["hinge", "probit"])
 @pytest.mark.parametrize("activation", ["relu", "leaky_relu"])
-def test_gradient_against_finite_differences(kernels, radius_loss, activation, float64, rng):
+def test_gradient_against_finite_differences(sampled_share, kernels, radius_loss, activation, float64, rng):
     """In float64, the gates held fixed, along a random direction of each weight: to 1e-6."""
     classifier = small_classifier(activation=activation)
-    objective = objectives.AdjointRadius(0.5, gamma=30.0, radius_loss=radius_loss)
+    objective = objectives.AdjointRadius(0.5, gamma=30.0, radius_loss=radius_loss, sampled_share=sampled_share)
     objective.attach(classifier)
     for variable in classifier.trainable_variables:
         variable.assign(variable + 0.1 * rng.normal(size=variable.shape))
     images, labels = tf.constant(rng.random((4, 8, 8, 1))), np.array([0, 1, 2, 0])
-    gates, context = calibrate_gates(objective.network, images), Context(training=True, kernels=kernels)
+    gates = (lambda position, gaussian: None) if sampled_share else calibrate_gates(objective.network, images)
+    context = Context(training=True, kernels=kernels)
 
     def loss():
         estimate = adjoint_margin(objective.network, images, gates, False, labels, context)
@@ -175,6 +180,37 @@ def test_options(rng):
     np.testing.assert_allclose(shared.logits, classifier(images + 0.5 * whole[0]), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
+def test_all_noise_sampled_is_the_noisy_copys_own_margin_and_gradient(precision, rng):
+    keras.config.set_dtype_policy(precision)
+    classifier = small_classifier(activation="leaky_relu")
+    keras.config.set_dtype_policy("float32")
+    images, labels = rng.random((8, 8, 8, 1)).astype("float32"), np.arange(8) % 3
+    noise = rng.normal(size=(2, 8, 8, 8, 1)).astype("float32")
+    terms, objective = terms_of(classifier, images, labels, noise, sampled_share=1.0)
+    assert objective.copies == 1
+    noisy = tf.constant(images + 0.5 * noise[0])
+    with tf.GradientTape() as tape:
+        tape.watch(noisy)
+        logits = tf.cast(classifier(noisy), tf.float32)
+        others = tf.reduce_max(tf.where(tf.one_hot(labels, 3) > 0, -np.inf, logits), 1)
+        margin = tf.gather(logits, labels, batch_dims=1) - others
+    slope = tf.sqrt(tf.reduce_sum(tape.gradient(margin, noisy) ** 2, (1, 2, 3)))
+    close = {"rtol": 1e-4, "atol": 1e-5} if precision == "float32" else {"rtol": 0.03, "atol": 0.02}
+    np.testing.assert_allclose(terms.logits, logits, **close)
+    np.testing.assert_allclose(terms.radius, margin / slope, **close)
+
+    options = {"sampled_share": 1.0, "consistency": 3.0, "eta": 0.2}
+    every, objective = terms_of(classifier, images, labels, noise, **options)
+    second, _ = terms_of(classifier, images, labels, noise, radius_every=2, **options)
+    assert objective.copies == 2
+    pair = np.stack([noise[1], noise[0]])
+    expected = divergence_of(pair, classifier, images, labels)
+    np.testing.assert_allclose(every.classification, expected, **close)
+    np.testing.assert_allclose(second.classification, expected, **close)
+    np.testing.assert_allclose(second.radius, every.radius[::2], **close)
+
+
 def divergence_of(copies, classifier, images, labels):
     """Consistency's loss, weight 3 and eta .2, of the given pair's noise (2, batch, ...)."""
     other = objectives.Consistency(0.5, eta=0.2)
@@ -212,7 +248,7 @@ def test_consistency_of_the_pair(antithetic, rng):
         ({"radius_loss": "log"}, "radius_loss must be one of"),
         ({"gates": "none"}, "gates must be one of"),
         ({"classify_on": "both"}, "classify_on must be one of"),
-        ({"sampled_share": 1.0}, "sampled_share must be a"),
+        ({"sampled_share": 1.1}, "sampled_share must be a"),
         ({"radius_every": 0}, "radius_every must be a whole number"),
         ({"consistency": 1.0, "classify_on": "mean"}, "consistency compares two noisy copies"),
         ({"classify_on": "mean", "radius_every": 2}, "radius_every must be 1"),

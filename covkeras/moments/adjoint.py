@@ -51,7 +51,8 @@ def adjoint_margin(
         network: the classifier's moments.
         images: (batch, height, width, channels) in [0, 1]; as many as fit in memory at once.
         gates: the rectifiers' standard deviations, from `calibrate_gates`, or a function (position, Gaussian before
-            the rectifier) -> (channels,); by default those of the propagated covariance.
+            the rectifier) -> (channels,); by default those of the propagated covariance. Where the function returns
+            None, the rectifier itself is taken, s = 0.
         kappa: include what the rectifiers add beyond first order.
         labels: (batch,) integers, the class c; by default the class of the largest mean.
         context: of the rules; its `rectify` is not used.
@@ -71,8 +72,12 @@ def adjoint_margin(
         units = []
 
         def rectify(gaussian, slope):
-            sd = ops.stop_gradient(gate(len(units), gaussian))
-            mean = gated_mean(gaussian.mean, sd, slope, context.kernels)
+            sd = gate(len(units), gaussian)
+            if sd is None:
+                mean = keras.activations.relu(gaussian.mean, negative_slope=slope)
+            else:
+                sd = ops.stop_gradient(sd)
+                mean = gated_mean(gaussian.mean, sd, slope, context.kernels)
             mean = mean + ops.cast(probes[len(units)], mean.dtype) if kappa else mean
             units.append((gaussian.mean, sd, slope))
             return Gaussian(mean, gaussian.cov)
@@ -85,6 +90,8 @@ def adjoint_margin(
     (mean, label, runner_up, logits, units), gradients = _gradients(total_margin, images, *probes)
     variance = network.sigma**2 * _squares(gradients[0])
     for (pre, sd, slope), by_output in zip(units, gradients[1:], strict=kappa):
+        if sd is None:
+            continue
         excess = ops.stop_gradient(relu_excess(wide(pre), ops.cast(sd, wide(pre).dtype)))
         variance = variance + _squares((1.0 - slope) * wide(by_output) * ops.cast(sd, excess.dtype) * ops.sqrt(excess))
     sd = ops.sqrt(ops.maximum(variance, 1e-24))

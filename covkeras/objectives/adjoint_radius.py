@@ -37,7 +37,8 @@ class AdjointRadius:
         gates: "calibrated", the s that the copy at hand shows, or "propagated", of the propagated covariance.
         r_max: bound on the correlation between pixels, for propagated gates.
         sampled_share: the share of the noise's variance that is sampled rather than propagated: moments start at
-            x + sqrt(share) sigma eps. 0 propagates all of it.
+            x + sqrt(share) sigma eps. 0 propagates all of it. 1 samples all: then sd = sigma |grad m(x + sigma eps)|,
+            the ReLUs their own gates, and E sd^2 is Poincare's upper bound of Var m, for any network.
         radius_every: the radius of every k-th image of a batch is estimated: 1 is all. For the cost of every k-th step
             a smoother gradient than that gives.
         consistency: weight of Consistency's divergence between two copies; 0 leaves the second copy out.
@@ -73,7 +74,7 @@ class AdjointRadius:
         self.classify_on = check_choice("classify_on", classify_on, CLASSIFY_ON)
         self.gates = check_choice("gates", gates, GATES)
         self.r_max = check_r_max(r_max)
-        self.sampled_share = check_between("sampled_share", sampled_share, 0, 1, closed="left")
+        self.sampled_share = check_between("sampled_share", sampled_share, 0, 1, closed="both")
         self.radius_every = check_count("radius_every", radius_every)
         self.consistency = check_between("consistency", consistency, 0, math.inf, closed="left")
         self.eta = check_between("eta", eta, 0, math.inf, closed="left")
@@ -86,10 +87,11 @@ class AdjointRadius:
 
     @property
     def copies(self) -> int:
-        return 2 if self.sampled_share or (self.consistency and not self.antithetic) else 1
+        return 2 if 0 < self.sampled_share < 1 or (self.consistency and not self.antithetic) else 1
 
     def attach(self, classifier) -> None:
-        self.network = MomentNetwork(classifier, self._spread, self.r_max)
+        # Where nothing is propagated no sigma matters to the moments: the gates are the ReLUs' own.
+        self.network = MomentNetwork(classifier, self._spread or self.sigma, self.r_max)
 
     def __call__(self, images, labels, noise, context) -> Terms:
         """images (batch, h, w, c), labels (batch,), noise (copies, batch, h, w, c) standard normal -> Terms.
@@ -99,22 +101,24 @@ class AdjointRadius:
         base = images + self.sigma * math.sqrt(self.sampled_share) * noise[-1] if self.sampled_share else images
         some = slice(None, None, self.radius_every)
         estimate = self._margin(base[some], labels[some], noise[0][some], context)
-        if self.classify_on == "mean":
-            classification, logits = cross_entropy(labels, estimate.logits), estimate.logits
-        else:
-            logits = logits_of(self.network.classifier, images, self._copies(noise), self.sigma, context.training)
-            classification, logits = self._classification(labels, logits), logits[0]
-        return Terms(classification, self._loss(estimate), logits, estimate.radius)
+        copies, logits = self._copies(noise), []
+        if self.classify_on == "mean" or (self.sampled_share == 1 and self.radius_every == 1):
+            # The moments have evaluated the first copy, or what stands for it.
+            copies, logits = copies[1:], [ops.cast(estimate.logits, "float32")[None]]
+        if copies:
+            noise = ops.stack(copies)
+            logits.append(logits_of(self.network.classifier, images, noise, self.sigma, context.training))
+        logits = ops.concatenate(logits)
+        return Terms(self._classification(labels, logits), self._loss(estimate), logits[0], estimate.radius)
 
-    def _copies(self, noise):
-        """The copies' noise, (1 or 2, batch, h, w, c): first the one whose sampled part the moments start from."""
+    def _copies(self, noise) -> list:
+        """The copies' noise, (batch, h, w, c) each: first the one whose sampled part the moments start from."""
         propagated, sampled = math.sqrt(1.0 - self.sampled_share), math.sqrt(self.sampled_share)
         first = propagated * noise[0] + sampled * noise[-1] if sampled else noise[0]
         if not self.consistency:
-            return first[None]
+            return [first]
         # A rotation of two independent Gaussians leaves them independent: no third is drawn.
-        second = -first if self.antithetic else sampled * noise[0] - propagated * noise[-1]
-        return ops.stack([first, second])
+        return [first, -first if self.antithetic else sampled * noise[0] - propagated * noise[-1]]
 
     @property
     def _spread(self) -> float:
@@ -131,7 +135,9 @@ class AdjointRadius:
         # The plain loops: through two derivatives they are faster than the compiled ones (3.4 against 3.9 steps).
         context = dataclasses.replace(context, kernels=PLAIN)
         gates = None
-        if self.gates == "calibrated":
+        if self.sampled_share == 1:
+            gates = _rectifiers_themselves
+        elif self.gates == "calibrated":
             # A pass of their own: the classifier's keeps its fused layers, and a few images show a channel's scale.
             copies = base[:_CALIBRATED] + self._spread * noise[:_CALIBRATED]
             _, units = noisy_pass(self.network, copies, dataclasses.replace(context, training=False))
@@ -141,12 +147,16 @@ class AdjointRadius:
     def _loss(self, estimate):
         """(images,), of the margin's mean over its sd."""
         # Of all the noise, not of the propagated share of it: m / sd = radius / sigma.
-        mean, sd = estimate.mean, estimate.sd * (self.sigma / self._spread)
+        mean, sd = estimate.mean, estimate.sd * (self.sigma / self.network.sigma)
         if self.radius_loss == "hinge":
             counts = (mean > 0) & (mean < self.gamma * sd)
             # Where the term is 0 its gradient must be, too: a flat network's 1 / sd would make it 0 times infinity.
             return ops.where(counts, self.gamma - mean / ops.where(counts, sd, 1.0), 0.0)
         return -log_gaussian_cdf(mean / sd - self.gamma)
+
+
+def _rectifiers_themselves(position, gaussian) -> None:
+    """Gates for `adjoint_margin`: none."""
 
 
 def log_gaussian_cdf(z):
