@@ -7,20 +7,24 @@ All sides run in turn in one process; a figure is the median of the ratios withi
 in brackets. Measured on two cores with AVX-512 and AMX, by `--only NAME`:
 
     step                                              LeNet, 128            lenet_5x5, bfloat16, 256
-    covariance_radius                                 1.34 (1.33 to 1.42)   1.89 (1.83 to 2.10)
-    ... with the gradient stopped at the covariance   1.25 (1.19 to 1.39)   1.54 (1.45 to 1.61)
-    Consistency, 2 copies                             1.87 (1.84 to 1.93)   1.71 (1.68 to 1.81)
-    Consistency, antithetic                           1.90 (1.81 to 1.97)   1.59 (1.56 to 1.68)
-    adjoint_radius of every image                     3.59 (3.52 to 3.81)   4.00 (3.81 to 4.19)
-    adjoint_radius of every 2nd image                 2.36 (2.32 to 2.44)   2.44 (2.41 to 2.56)
-    adjoint_radius of every 4th image                 1.52 (1.48 to 1.62)   1.72 (1.66 to 1.81)
-    antithetic Consistency and it, every 4th          2.59 (2.40 to 2.68)   2.34 (2.29 to 2.50)
-    antithetic Consistency and it, every 16th         2.14 (2.04 to 2.27)   1.97 (1.88 to 2.04)
-    MACER, 16 copies                                  13.7 (13.4 to 14.2)   10.9 (10.8 to 11.0)
-    one covariance per image (published code)         22.5 (22.4 to 22.8)
+    covariance_radius                                 1.36 (1.26 to 1.41)   1.97 (1.88 to 2.00)
+    ... with the gradient stopped at the covariance   1.26 (1.13 to 1.31)   1.63 (1.53 to 1.72)
+    Consistency, 2 copies                             1.84 (1.75 to 1.96)   1.70 (1.65 to 1.82)
+    Consistency, antithetic                           1.86 (1.79 to 1.98)   1.63 (1.56 to 1.77)
+    adjoint_radius of every image                     3.53 (3.37 to 3.67)   4.26 (3.96 to 4.64)
+    adjoint_radius of every 2nd image                 2.29 (2.09 to 2.47)   2.56 (2.39 to 2.73)
+    adjoint_radius of every 4th image                 1.58 (1.42 to 1.70)   1.77 (1.68 to 1.99)
+    ... of every image, classified on the mean        2.99 (2.69 to 3.12)   3.40 (3.28 to 3.43)
+    ... of every image, all noise sampled             1.97 (1.82 to 2.18)   2.06 (1.94 to 2.11)
+    Consistency and it                                2.63 (2.55 to 2.82)   2.66 (2.52 to 2.80)
+    Consistency and 0.9 sampled, every 4th image      2.46 (2.37 to 2.64)   2.43 (2.34 to 2.56)
+    Consistency and 0.9 sampled, every 16th image     2.15 (1.98 to 2.19)   2.07 (1.92 to 2.17)
+    MACER, 16 copies                                  14.6 (14.4 to 14.6)   10.4 (10.2 to 11.0)
+    one covariance per image (published code)         24.8 (24.2 to 25.0)
 
 By its passes (a noisy copy's, the mean's, its gradient's, and the backward of all three) adjoint_radius of every image
-counts 3.2 plain steps. PreActResNet-18, float32: covariance_radius 1.29 (batch 64) and 1.21 (128), MACER's 16 copies
+counts 3.2 plain steps; the rest are the element-wise loops of Phi and its derivatives. Where all noise is sampled the
+mean's pass is the copy's and its gates are the ReLU's own: by its passes 2.2. PreActResNet-18, float32: covariance_radius 1.29 (batch 64) and 1.21 (128), MACER's 16 copies
 without its loss 14.7 (64).
 """
 
