@@ -24,8 +24,8 @@ in brackets. Measured on two cores with AVX-512 and AMX, by `--only NAME`:
 
 By its passes (a noisy copy's, the mean's, its gradient's, and the backward of all three) adjoint_radius of every image
 counts 3.2 plain steps; the rest are the element-wise loops of Phi and its derivatives. Where all noise is sampled the
-mean's pass is the copy's and its gates are the ReLU's own: by its passes 2.2. PreActResNet-18, float32: covariance_radius 1.29 (batch 64) and 1.21 (128), MACER's 16 copies
-without its loss 14.7 (64).
+mean's pass is the copy's, and its gates are the ReLU's own: by its passes 2.2. PreActResNet-18, float32:
+covariance_radius 1.29 (batch 64) and 1.21 (128), MACER's 16 copies without its loss 14.7 (64).
 """
 
 import argparse
