@@ -34,7 +34,8 @@ class AdjointRadius:
         radius_loss: "hinge", max(0, gamma - m / sd) on the correctly classified, or "probit", -log Phi(m / sd - gamma)
             on all (its tangent below -3).
         classify_on: "copy", cross-entropy at one noisy copy, or "mean", of the propagated mean.
-        gates: "calibrated", the s that the copy at hand shows, or "propagated", of the propagated covariance.
+        gates: "calibrated", the s that the copy at hand shows, or "propagated", of the propagated covariance; unused
+            where all noise is sampled.
         r_max: bound on the correlation between pixels, for propagated gates.
         sampled_share: the share of the noise's variance that is sampled rather than propagated: moments start at
             x + sqrt(share) sigma eps. 0 propagates all of it. 1 samples all: then sd = sigma |grad m(x + sigma eps)|,
