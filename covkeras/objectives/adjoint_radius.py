@@ -107,8 +107,8 @@ class AdjointRadius:
             # The moments have evaluated the first copy, or what stands for it.
             copies, logits = copies[1:], [ops.cast(estimate.logits, "float32")[None]]
         if copies:
-            noise = ops.stack(copies)
-            logits.append(logits_of(self.network.classifier, images, noise, self.sigma, context.training))
+            copies = ops.stack(copies)
+            logits.append(logits_of(self.network.classifier, images, copies, self.sigma, context.training))
         logits = ops.concatenate(logits)
         return Terms(self._classification(labels, logits), self._loss(estimate), logits[0], estimate.radius)
 
