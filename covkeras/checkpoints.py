@@ -90,7 +90,8 @@ class CheckpointFolder:
 def _state(trainer) -> list:
     """Every variable that a step reads and changes: weights, moving averages, random states, optimizer. Not the
     metrics, which every epoch begins anew (and which several workers could only read together)."""
-    seen, unique = {id(v) for metric in trainer.metrics for v in metric.variables}, []
+    metrics = [*trainer.metrics, *trainer.means.values()]
+    seen, unique = {id(v) for metric in metrics for v in metric.variables}, []
     for variable in [*trainer.variables, *trainer.optimizer.variables]:
         if id(variable) not in seen:
             seen.add(id(variable))
@@ -101,6 +102,13 @@ def _state(trainer) -> list:
 def _assign(trainer, values, path):
     state = _state(trainer)
     shapes = [tuple(v.shape) for v in state]
+    if len(values) == len(state) - 1:
+        # Written before the trainer counted its own steps: the optimizer's were the noise's then.
+        own, optimizers = (
+            next(i for i, v in enumerate(state) if v is counter)
+            for counter in (trainer.noise_step, trainer.optimizer.iterations)
+        )
+        values = [*values[:own], values[optimizers - 1], *values[own:]]
     if shapes != [v.shape for v in values]:
         raise ValueError(f"checkpoint {path} holds another model's {len(values)} arrays. Use another --run-dir.")
     for variable, value in zip(state, values, strict=True):

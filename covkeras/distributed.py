@@ -16,7 +16,6 @@ from covkeras.interrupts import Interrupted
 from covkeras.jobs import Environment, progress_bar
 from covkeras.recipes import Recipe
 from covkeras.runs import RunFolder
-from covkeras.schedules import begin_epoch
 
 
 def cluster() -> tuple[int, int]:
@@ -86,7 +85,7 @@ def train_across_workers(
 
     with bar:
         for now in range(epoch, recipe.epochs):
-            begin_epoch(trainer, now, trainer.objective.lam, trainer.objective.switch_epoch)
+            trainer.begin_epoch(now)
             for metric in trainer.metrics:
                 metric.reset_state()
             for _ in range(step if now == epoch else 0, steps):

@@ -1,13 +1,17 @@
 """CertifiedTrainer: a Keras model whose custom train_step minimises any objective, on one device or many."""
 
+import contextlib
+import re
+
 import keras
 import tensorflow as tf
 
+from covkeras.batches import Batch, checked_batch, shared
 from covkeras.moments.dispatch import Context
 from covkeras.moments.rectifiers import Kernels
 from covkeras.objectives.terms import Terms
 from covkeras.schedules import LamSwitch
-from covkeras.validation import check_count, check_shape
+from covkeras.validation import check_count
 
 # A dozen element-wise operations as one loop. XLA compiles only these: its convolutions, and its sums over the batch,
 # are slower on the CPU than TensorFlow's own.
@@ -19,23 +23,44 @@ def _number(variable) -> float:
     return float(getattr(variable, "value", variable).numpy())
 
 
+@contextlib.contextmanager
+def _plain_refusals():
+    """Takes TensorFlow's page of advice off the refusal of a batch's values: one sentence is left."""
+    try:
+        yield
+    except tf.errors.InvalidArgumentError as error:
+        found = re.search(r"assertion failed: \[((?:images|labels|sample_weight|batch) must [^\n]*)", error.message)
+        if not found:
+            raise
+        sentence = re.sub(r"\] \[", " ", found[1]).rstrip("]")
+        raise tf.errors.InvalidArgumentError(None, None, sentence) from None
+
+
+@keras.saving.register_keras_serializable("covkeras")
 class CertifiedTrainer(keras.Model):
     """Trains a classifier on an objective: `compile`, `fit`, `evaluate` and callbacks as for any Keras model.
 
         trainer = CertifiedTrainer(classifier, CovarianceRadius(sigma=0.5))
-        trainer.compile(optimizer="sgd")
-        trainer.fit(dataset, epochs=10)     # batches (images in [0, 1], integer labels)
+        trainer.compile(optimizer="sgd", metrics=["sparse_top_k_categorical_accuracy"])
+        trainer.fit(dataset, epochs=10)     # batches (images in [0, 1], labels)
         classifier.save("classifier.keras")
 
     The noise of step i is a function of (seed, i) alone, so that a resumed run equals an uninterrupted one, and
-    replicas take their parts of the same global batch of noise, so that two devices equal one.
+    replicas take their parts of the same global batch of noise, so that two devices equal one; but for layers that look
+    at a whole batch: BatchNormalization takes each replica's own, as in Keras, unless it is `synchronized`.
 
-    Metrics: loss, classification_loss, robustness_loss (before lam), accuracy, propagated_radius (mean over images).
-    `evaluate` reports them on the images as they come in, with fixed noise.
+    Metrics: loss (with the classifier's regularisers), classification_loss, robustness_loss (before lam), accuracy,
+    propagated_radius (mean over images), regularization_loss where there are regularisers, and those of `compile`, of
+    the logits. `evaluate` reports them on the images as they come in, with fixed noise. Sample and class weights are
+    Keras': the weighted losses' sum over the batch, divided by its size.
+
+    `save`, and with it ModelCheckpoint, writes the classifier, a stock .keras file; `save_weights` the whole state.
+    Where epochs are not `fit`'s (train_on_batch, loops of one's own), call `begin_epoch` at each one's start: lam
+    depends on it.
 
     Args:
         classifier: a built Sequential or Functional model, images to logits. It owns all the weights.
-        objective: one of `covkeras.objectives`.
+        objective: one of `covkeras.objectives`; the trainer binds a copy, `trainer.objective`, to its classifier.
         seed: of the training noise.
     """
 
@@ -43,54 +68,133 @@ class CertifiedTrainer(keras.Model):
         super().__init__(name=name)
         self.seed = check_count("seed", seed, 0, 2**31 - 1)
         self.classifier = classifier
-        self.objective = objective
-        objective.attach(classifier)
-        initial = objective.lam if objective.switch_epoch == 0 else 0.0
-        self.lam = self.add_weight(shape=(), initializer=lambda *a, **k: initial, trainable=False, name="lam")
-        self.epoch = self.add_weight(shape=(), dtype="int32", initializer="zeros", trainable=False, name="epoch")
+        self.objective = objective.attached(classifier)
+        initial = self.objective.lam if self.objective.switch_epoch == 0 else 0.0
+        self.lam = self._number_weight("lam", "float32", initial)
+        self.epoch = self._number_weight("epoch", "int32", 0)
+        # Its own: an optimizer's count is another with gradient accumulation, after a new compile, or where mixed
+        # precision leaves a step out, and the noise would repeat.
+        self.noise_step = self._number_weight("noise_step", "int64", 0, aggregation="only_first_replica")
         self.means = {
             name: keras.metrics.Mean(name=name)
-            for name in ("loss", "classification_loss", "robustness_loss", "accuracy", "propagated_radius")
+            for name in (
+                *("loss", "classification_loss", "robustness_loss", "accuracy", "propagated_radius"),
+                "regularization_loss",
+            )
         }
+        self._reported = tuple(self.means)
+        self._epoch_known = self.objective.switch_epoch == 0
+        self._compiled_descent = None
         self.built = True
+
+    def _number_weight(self, name, dtype, value, **options):
+        initial = keras.initializers.Constant(value)
+        return self.add_weight(shape=(), dtype=dtype, initializer=initial, trainable=False, name=name, **options)
 
     def call(self, images, training=False):
         return self.classifier(images, training=training)
 
     def compile(self, optimizer="sgd", jit_compile=False, **kwargs) -> None:
-        """As `keras.Model.compile`, without `loss`: the objective is the loss.
+        """As `keras.Model.compile`, without `loss`: the objective is the loss. Metrics are of the logits.
+
+        Args:
+            jit_compile: whether XLA compiles the step's losses, gradients and update; batches are checked outside.
 
         Raises:
-            ValueError: a loss was given; Keras would apply it to the mean and the covariance separately.
+            ValueError: a loss was given; Keras would apply it to the mean and the covariance separately. XLA on several
+                replicas.
         """
-        if kwargs.get("loss") is not None:
-            raise ValueError("loss must not be given: the objective is the loss. Pass it to CertifiedTrainer.")
-        super().compile(optimizer=optimizer, jit_compile=jit_compile, **kwargs)
+        for name in ("loss", "loss_weights"):
+            if kwargs.get(name) is not None:
+                raise ValueError(f"{name} must not be given: the objective is the loss. Pass it to CertifiedTrainer.")
+        jit = jit_compile is True
+        if jit and self.distribute_strategy.num_replicas_in_sync > 1:
+            raise ValueError("jit_compile must be False on several replicas, where TensorFlow can't compile the step.")
+        super().compile(optimizer=optimizer, jit_compile=False, **kwargs)
+        self._compiled_descent = tf.function(self._descend, jit_compile=True, reduce_retracing=True) if jit else None
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Sets what depends on the epoch (from 0) alone: lam, and what an objective does with the epoch. `fit` calls it."""
+        self.lam.assign(self.objective.lam if epoch >= self.objective.switch_epoch else 0.0)
+        self.epoch.assign(epoch)
+        self._epoch_known = True
 
     def fit(self, *args, callbacks=None, **kwargs):
         """As `keras.Model.fit`; lam is switched on at the objective's `switch_epoch`."""
-        callbacks = [LamSwitch(self.objective.lam, self.objective.switch_epoch), *(callbacks or [])]
-        return super().fit(*args, callbacks=callbacks, **kwargs)
+        switch = LamSwitch()
+        if isinstance(callbacks, keras.callbacks.CallbackList):
+            # It is used as it is, and may be used again.
+            callbacks.set_model(self)
+            switch.set_model(self)
+            callbacks.callbacks.insert(0, switch)
+            with _plain_refusals():
+                try:
+                    return super().fit(*args, callbacks=callbacks, **kwargs)
+                finally:
+                    callbacks.callbacks.remove(switch)
+        given = [callbacks] if isinstance(callbacks, keras.callbacks.Callback) else list(callbacks or [])
+        with _plain_refusals():
+            return super().fit(*args, callbacks=[switch, *given], **kwargs)
+
+    def evaluate(self, *args, **kwargs):
+        with _plain_refusals():
+            return super().evaluate(*args, **kwargs)
+
+    def train_on_batch(self, *args, **kwargs):
+        with _plain_refusals():
+            return super().train_on_batch(*args, **kwargs)
+
+    def test_on_batch(self, *args, **kwargs):
+        with _plain_refusals():
+            return super().test_on_batch(*args, **kwargs)
+
+    def save(self, filepath, overwrite: bool = True, **kwargs):
+        """Saves the classifier: a stock Keras file, which loads without covkeras."""
+        return self.classifier.save(filepath, overwrite=overwrite, **kwargs)
+
+    def get_config(self) -> dict:
+        serialize = keras.saving.serialize_keras_object
+        parts = {"classifier": serialize(self.classifier), "objective": serialize(self.objective)}
+        return {**parts, "seed": self.seed, "name": self.name}
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        parts = ("classifier", "objective")
+        read = {k: keras.saving.deserialize_keras_object(config[k], custom_objects=custom_objects) for k in parts}
+        return cls(**{**config, **read})
 
     def train_step(self, data):
-        images, labels = self._checked(data)
-        noise = self._noise(images, self.optimizer.iterations)
-        context = Context(training=True, kernels=COMPILED, epoch=tf.convert_to_tensor(self.epoch))
+        if not self._epoch_known:
+            raise ValueError(
+                f"epoch must be known, since {self.objective.name} begins its robustness loss at epoch "
+                f"{self.objective.switch_epoch}: call trainer.begin_epoch(epoch) before each epoch's first step, or use "
+                "fit."
+            )
+        batch = self._checked(data)
+        noise = self._noise(batch, self.noise_step)
+        self.noise_step.assign_add(1)
+        if self._compiled_descent:
+            with tf.init_scope():
+                if not self.optimizer.built:
+                    self.optimizer.build(self.classifier.trainable_variables)
+        descend = self._compiled_descent or self._descend
+        return self._update(batch, *descend(batch, noise, tf.convert_to_tensor(self.epoch)))
+
+    def _descend(self, batch: Batch, noise, epoch):
+        """One update of the weights; returns as `_evaluated`."""
+        context = Context(training=True, kernels=COMPILED, regularise=True, epoch=epoch)
         with tf.GradientTape() as tape:
-            terms = self.objective(images, labels, noise, context)
-            loss = self._loss(terms)
-            regularised = loss + sum(self.classifier.losses) if self.classifier.losses else loss
-            # Gradients are summed over the replicas, so each contributes its share of the mean.
-            scaled = self.optimizer.scale_loss(regularised / tf.distribute.get_strategy().num_replicas_in_sync)
+            terms, regularisers, loss = self._evaluated(batch, noise, context)
+            scaled = self.optimizer.scale_loss(loss)
         weights = self.classifier.trainable_variables
         gradients = tape.gradient(scaled, weights)
         self.optimizer.apply(gradients, weights)
-        return self._update(terms, loss, labels)
+        return terms, regularisers, loss
 
     def test_step(self, data):
-        images, labels = self._checked(data)
-        terms = self.objective(images, labels, self._noise(images, 0), Context(kernels=COMPILED))
-        return self._update(terms, self._loss(terms), labels)
+        batch = self._checked(data)
+        context = Context(kernels=COMPILED, regularise=True)
+        return self._update(batch, *self._evaluated(batch, self._noise(batch, 0), context))
 
     @property
     def current_lam(self) -> float:
@@ -104,59 +208,89 @@ class CertifiedTrainer(keras.Model):
 
     @property
     def metrics(self):
-        return list(self.means.values())
+        # Just those that a step reports: Keras then reads them itself, summed over the replicas, where it would else
+        # average what each of them returned.
+        compiled = getattr(self, "_compile_metrics", None)
+        own = [self.means[name] for name in self._reported]
+        return [*own, *([compiled] if compiled is not None else [])]
 
-    def _loss(self, terms: Terms):
-        loss = tf.reduce_mean(terms.classification)
-        if terms.robustness is None:
-            return loss
-        return loss + tf.cast(self.lam, tf.float32) * tf.reduce_mean(terms.robustness)
-
-    def _update(self, terms: Terms, loss, labels):
-        hit = tf.cast(tf.argmax(terms.logits, -1) == tf.cast(labels, tf.int64), tf.float32)
-        values = {"loss": loss, "classification_loss": terms.classification, "accuracy": hit}
+    def _evaluated(self, batch: Batch, noise, context: Context):
+        """Returns the terms of this replica's images, the regularisers' sum, and this replica's share of the loss:
+        gradients, and shares, are summed over the replicas."""
+        terms = self.objective(batch.images, batch.labels, noise, context)
+        terms = Terms(*(batch.own(t) if tf.is_tensor(t) else t for t in terms))
+        loss = self._share_of_mean(batch, terms.classification)
         if terms.robustness is not None:
-            values["robustness_loss"] = terms.robustness
+            robustness = self._share_of_mean(batch, terms.robustness, terms.every)
+            loss = loss + tf.cast(self.lam, tf.float32) * robustness
+        # Weights' regularisers, and the activities' that the objective's calls of the classifier left behind.
+        extra = self.classifier.losses
+        regularisers = sum(tf.cast(tf.reduce_sum(e), tf.float32) for e in extra) if extra else None
+        if extra:
+            loss = loss + regularisers / batch.replicas
+        return terms._replace(every=None), regularisers, loss
+
+    def _share_of_mean(self, batch: Batch, values, every: int = 1):
+        """The sum of the weighted values over the number of all replicas' values."""
+        if batch.weights is not None:
+            values = values * batch.own(batch.weights)[::every]
+        if batch.replicas == 1:
+            return tf.reduce_mean(values)
+        total = batch.total
+        if every > 1:
+            context = tf.distribute.get_replica_context()
+            total = context.all_reduce(tf.distribute.ReduceOp.SUM, tf.cast(tf.shape(values)[0], tf.float32))
+        return tf.reduce_sum(values) / total
+
+    def _update(self, batch: Batch, terms: Terms, regularisers, loss):
+        labels = batch.own(batch.labels)
+        hit = tf.cast(tf.argmax(terms.logits, -1) == labels, tf.float32)
+        # Shares add up to the batch's loss, which counts as often as the batch has images.
+        shared = (loss * batch.replicas, batch.total / batch.replicas)
+        values = {"loss": shared, "classification_loss": (terms.classification, None), "accuracy": (hit, None)}
+        if terms.robustness is not None:
+            values["robustness_loss"] = (terms.robustness, None)
         if terms.radius is not None:
-            values["propagated_radius"] = terms.radius
-        for name, value in values.items():
-            # The loss is weighted by its images, so that unequal batches and replicas average correctly.
-            self.means[name].update_state(value, sample_weight=tf.shape(labels)[0] if name == "loss" else None)
-        return {name: self.means[name].result() for name in values}
+            values["propagated_radius"] = (terms.radius, None)
+        if regularisers is not None:
+            values["regularization_loss"] = (regularisers, batch.total / batch.replicas)
+        for name, (value, weight) in values.items():
+            self.means[name].update_state(value, sample_weight=weight)
+        self._reported = tuple(values)
+        results = {name: self.means[name].result() for name in values}
+        compiled = getattr(self, "_compile_metrics", None)
+        if compiled is not None:
+            weights = None if batch.weights is None else batch.own(batch.weights)
+            compiled.update_state(batch.targets, terms.logits, weights)
+            results = {**compiled.result(), **results}
+        return results
 
-    def _noise(self, images, step):
+    def _noise(self, batch: Batch, step):
         """(copies, batch, ...) standard normals: this replica's part of the step's noise."""
-        if self.objective.copies == 0:
+        copies, images = self.objective.copies, batch.images
+        if copies == 0:
             return None
-        replicas = tf.distribute.get_strategy().num_replicas_in_sync
-        batch = tf.shape(images)[0]
-        shape = tf.concat([[self.objective.copies, replicas * batch], tf.shape(images)[1:]], 0)
+        # A black image in an empty part's place gets noise from beyond the others'.
+        mine = tf.shape(images)[0]
+        total = tf.maximum(tf.cast(batch.total, tf.int32), batch.start + mine)
         seed = tf.stack([tf.cast(self.seed, tf.int64), tf.cast(step, tf.int64)])
+        shape = tf.concat([[copies, total], tf.shape(images)[1:]], 0)
         noise = tf.random.stateless_normal(shape, seed, alg="philox")
-        if replicas == 1:
-            return tf.ensure_shape(noise, [self.objective.copies, *images.shape])
-        start = batch * tf.distribute.get_replica_context().replica_id_in_sync_group
-        return tf.ensure_shape(noise[:, start : start + batch], [self.objective.copies, *images.shape])
+        if batch.replicas > 1:
+            noise = noise[:, batch.start : batch.start + mine]
+        return tf.ensure_shape(noise, [copies, *images.shape])
 
-    def _checked(self, data):
-        """Unpacks a batch; refuses what would silently train on the wrong thing."""
-        images, labels, weights = keras.utils.unpack_x_y_sample_weight(data)
-        if labels is None or weights is not None:
-            raise ValueError("data must be batches (images, labels), without sample weights.")
-        if not images.dtype.is_floating:
-            raise TypeError(f"images must be floating-point numbers in [0, 1], got {images.dtype.name}. Divide by 255.")
-        if not labels.dtype.is_integer:
-            raise TypeError(f"labels must be integers (batch,), got {labels.dtype.name}. One-hot: take the argmax.")
-        check_shape(images.shape, self.classifier.inputs[0].shape[1:])
-        classes = self.classifier.outputs[0].shape[-1]
-        images = tf.cast(images, tf.float32)
-        low, high = tf.reduce_min(images), tf.reduce_max(images)
-        checks = [
-            tf.debugging.Assert((low >= 0) & (high <= 1), ["images must be finite and lie in [0, 1], got", low, high]),
-            tf.debugging.Assert(
-                (tf.reduce_min(labels) >= 0) & (tf.reduce_max(labels) < classes),
-                [f"labels must lie in [0, {classes}), the classifier's classes, got", labels],
-            ),
-        ]
-        with tf.control_dependencies(checks):
-            return tf.identity(images), tf.reshape(labels, [-1])
+    def _checked(self, data) -> Batch:
+        """A batch, checked, with its place among the replicas'."""
+        shape, classes = self.classifier.inputs[0].shape[1:], self.classifier.outputs[0].shape[-1]
+        batch = shared(*checked_batch(data, shape, classes))
+        if batch.replicas == 1 or not self._looks_at_batches:
+            return batch
+        text = "batch must have an image for every replica where the classifier has BatchNormalization, got"
+        text = f"{text} too few: batch(..., drop_remainder=True). Images:"
+        with tf.control_dependencies([tf.debugging.Assert(batch.count > 0, [text, batch.count])]):
+            return batch._replace(images=tf.identity(batch.images))
+
+    @property
+    def _looks_at_batches(self) -> bool:
+        return any(isinstance(layer, keras.layers.BatchNormalization) for layer in self.classifier._flatten_layers())

@@ -48,11 +48,12 @@ def explicit_means(network, gates):
     def means(images):
         position = iter(range(100))
 
-        def rectify(gaussian, slope):
+        def rectify(gaussian, activation):
             sd = standard_deviation(gaussian.cov, blocks(gaussian)) if gates is None else gates[next(position)]
             z = gaussian.mean / sd
             cdf = 0.5 * (1 + tf.math.erf(z / 2**0.5))
             rectified = gaussian.mean * cdf + sd * tf.exp(-0.5 * z * z) / (2 * np.pi) ** 0.5
+            slope = activation.slope
             return Gaussian(slope * gaussian.mean + (1 - slope) * rectified, gaussian.cov)
 
         return network(images, context=Context(rectify=rectify)).mean

@@ -29,7 +29,8 @@ def test_walk_visits_every_use_of_every_layer_in_order():
     model = branching_classifier()
     visited = []
 
-    def visit(layer, given, position):
+    def visit(layer, given, position, options):
+        assert options == {}
         assert position == len(visited)
         visited.append(layer.name)
         return f"{layer.name}({','.join(given) if isinstance(given, list) else given})"
@@ -44,7 +45,7 @@ def test_walk_visits_every_use_of_every_layer_in_order():
 def test_walk_computes_what_the_model_computes(make, rng):
     model = make()
     images = rng.random((3, *model.input_shape[1:])).astype("float32")
-    result = walk(model, images, lambda layer, given, _: layer(given))
+    result = walk(model, images, lambda layer, given, *_: layer(given))
     np.testing.assert_allclose(result, model(images), rtol=1e-5, atol=1e-6)
 
 
@@ -121,7 +122,7 @@ def test_covariance_stays_float32_under_mixed_precision(rng):
     network = MomentNetwork(classifier, 0.5)
     dtypes = []
 
-    def rectify(gaussian, slope):
+    def rectify(gaussian, activation):
         dtypes.append((gaussian.mean.dtype.name, gaussian.cov.dtype.name))
         return gaussian
 

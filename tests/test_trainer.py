@@ -5,6 +5,7 @@ import tensorflow as tf
 from conftest import small_classifier
 
 from covkeras import CertifiedTrainer, devices, fitting, models, objectives, recipes
+from covkeras.batches import shared
 from covkeras.moments import Context, Gaussian, rectify
 from covkeras.moments.rectifiers import Kernels
 from covkeras.trainer import COMPILED
@@ -82,7 +83,7 @@ def test_reported_losses_are_those_of_the_objective(digits):
     trainer = CertifiedTrainer(classifier, objective)
     trainer.compile()
     metrics = trainer.evaluate(images, labels, batch_size=10, verbose=0, return_dict=True)
-    terms = objective(images, labels, None, Context())
+    terms = trainer.objective(images, labels, None, Context())
     hinge, cross_entropy = float(np.mean(terms.robustness)), float(np.mean(terms.classification))
     assert metrics["robustness_loss"] == pytest.approx(hinge, rel=1e-5)
     assert metrics["loss"] == pytest.approx(cross_entropy + 3.0 * hinge, rel=1e-5)
@@ -105,7 +106,7 @@ def test_lam_is_switched_on_at_its_epoch(digits):
 
 def test_noise_is_a_function_of_seed_and_step(digits):
     trainer = CertifiedTrainer(small_classifier(), objectives.GaussianAugmentation(0.25), seed=5)
-    images = tf.constant(digits.floats(slice(4)))
+    images = shared(tf.constant(digits.floats(slice(4))), tf.zeros(4, tf.int64), None, None)
     first, again, later = (trainer._noise(images, step).numpy() for step in (7, 7, 8))
     assert np.array_equal(first, again) and not np.array_equal(first, later)
     assert first.shape == (1, 4, 8, 8, 1)

@@ -38,7 +38,7 @@ def interval_bounds(classifier, low, high, seen: Callable = lambda layer, interv
     if not np.all(np.asarray(low) <= np.asarray(high)):
         raise ValueError("low must not be above high.")
 
-    def visit(layer, given, position):
+    def visit(layer, given, position, options):
         after = _through(layer, given)
         seen(layer, after)
         return after
@@ -108,4 +108,4 @@ def _merge(layer, given):
 
 @_through.register(keras.Model)
 def _nested(model, given):
-    return walk(model, given, lambda layer, value, position: _through(layer, value))
+    return walk(model, given, lambda layer, value, *_: _through(layer, value))

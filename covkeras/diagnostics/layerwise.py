@@ -63,16 +63,16 @@ def pre_activations(network: MomentNetwork, images, sampled: bool = True) -> dic
     """
     seen, counts = {}, {}
 
-    def visit(layer, given, position):
+    def visit(layer, given, position, options):
         if isinstance(layer, keras.Model):
             return walk(layer, given, visit)
         before = []
 
-        def rectify(gaussian, slope):
+        def rectify(gaussian, activation):
             before.append(gaussian)
             if not sampled:
-                return Context().rectified(gaussian, slope)
-            return Gaussian(keras.activations.relu(gaussian.mean, negative_slope=slope), gaussian.cov)
+                return activation.propagated(gaussian)
+            return Gaussian(activation.apply(gaussian.mean), gaussian.cov)
 
         after = propagate(layer, given, Context(r_max=network.r_max, rectify=rectify))
         if isinstance(layer, _LINEAR):

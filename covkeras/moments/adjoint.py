@@ -16,7 +16,7 @@ from keras import ops
 from covkeras.moments.dispatch import Context
 from covkeras.moments.gaussian import Gaussian, blocks, margin, standard_deviation, wide
 from covkeras.moments.network import MomentNetwork
-from covkeras.moments.rectifiers import gated_mean, relu_excess
+from covkeras.moments.rectifiers import Rectifier
 from covkeras.validation import check_count
 
 
@@ -61,8 +61,10 @@ def adjoint_margin(
         AdjointMargin, tensors of shape (batch,), and the logits'.
 
     Raises:
-        ValueError: `gates` are not as many as the network has rectifiers.
+        ValueError: `gates` are not as many as the network has rectifiers. NotImplementedError: a layer with a rule of
+            the user's that is neither linear nor element-wise.
     """
+    network.check_estimable()
     gate = _gate(network, gates)
     images = ops.convert_to_tensor(images, _image_dtype(network))
     # Zeros added to every rectifier's output: their gradient is dm/da, on any backend.
@@ -71,16 +73,18 @@ def adjoint_margin(
     def total_margin(images, *probes):
         units = []
 
-        def rectify(gaussian, slope):
+        def rectify(gaussian, activation):
             sd = gate(len(units), gaussian)
             if sd is None:
-                mean = keras.activations.relu(gaussian.mean, negative_slope=slope)
+                mean = activation.apply(gaussian.mean)
             else:
                 sd = ops.stop_gradient(sd)
-                mean = gated_mean(gaussian.mean, sd, slope, context.kernels)
+                mean = activation.gated(gaussian.mean, sd, context.kernels)
             mean = mean + ops.cast(probes[len(units)], mean.dtype) if kappa else mean
-            units.append((gaussian.mean, sd, slope))
-            return Gaussian(mean, gaussian.cov)
+            units.append((gaussian.mean, sd, activation))
+            # The covariance is read where gates are propagated: there as the activation's own rule has it.
+            cov = gaussian.cov if isinstance(activation, Rectifier) else activation.propagated(gaussian).cov
+            return Gaussian(mean, cov)
 
         given = dataclasses.replace(context, rectify=rectify)
         logits = network(images, context=given)
@@ -89,11 +93,11 @@ def adjoint_margin(
 
     (mean, label, runner_up, logits, units), gradients = _gradients(total_margin, images, *probes)
     variance = network.sigma**2 * _squares(gradients[0])
-    for (pre, sd, slope), by_output in zip(units, gradients[1:], strict=kappa):
+    for (pre, sd, activation), by_output in zip(units, gradients[1:], strict=kappa):
         if sd is None:
             continue
-        excess = ops.stop_gradient(relu_excess(wide(pre), ops.cast(sd, wide(pre).dtype)))
-        variance = variance + _squares((1.0 - slope) * wide(by_output) * ops.cast(sd, excess.dtype) * ops.sqrt(excess))
+        excess = ops.stop_gradient(activation.excess(wide(pre), ops.cast(sd, wide(pre).dtype)))
+        variance = variance + _squares(wide(by_output) * ops.cast(sd, excess.dtype) * ops.sqrt(excess))
     sd = ops.sqrt(ops.maximum(variance, 1e-24))
     return AdjointMargin(mean, sd, label, runner_up, network.sigma * mean / sd, logits)
 
@@ -123,12 +127,12 @@ def noisy_pass(network: MomentNetwork, noisy, context: Context = Context()) -> t
     """
     units = []
 
-    def rectify(gaussian, slope):
+    def rectify(gaussian, activation):
         units.append(gaussian.mean)
-        return Gaussian(keras.activations.relu(gaussian.mean, negative_slope=slope), gaussian.cov)
+        return Gaussian(activation.apply(gaussian.mean), gaussian.cov)
 
-    channels = network.image_shape[-1]
-    sample = Gaussian(noisy, ops.zeros((channels, channels), "float32"))
+    network.check_estimable()
+    sample = Gaussian(noisy, ops.zeros_like(network.gaussian_input(noisy)[1]))
     logits = network.propagate(sample, dataclasses.replace(context, rectify=rectify))
     return logits.mean, units
 
@@ -176,9 +180,9 @@ def calibrate_gates(network: MomentNetwork, images, copies: int = 4, seed: int =
     noisy = ops.reshape(images + network.sigma * ops.cast(noise, images.dtype), (-1, *images.shape[1:]))
     measure, gates = measured_gates(noisy_pass(network, noisy)[1], copies), []
 
-    def rectify(gaussian, slope):
+    def rectify(gaussian, activation):
         gates.append(measure(len(gates), gaussian))
-        return Gaussian(gated_mean(gaussian.mean, gates[-1], slope), gaussian.cov)
+        return Gaussian(activation.gated(gaussian.mean, gates[-1]), gaussian.cov)
 
     network(images, context=Context(rectify=rectify))
     return gates

@@ -1,5 +1,7 @@
 """The Keras layers through which the pair (mean, covariance) flows. They wrap stock layers and own no weights."""
 
+import dataclasses
+
 import keras
 from keras import ops
 
@@ -44,7 +46,7 @@ class Moments(keras.layers.Layer):
     pairs. The pair is a plain tuple: Keras turns named tuples into lists when it loads a model.
 
     Args:
-        layer: a layer with a rule. r_max: bound on the pixels' correlation, see `Context`.
+        layer: a layer with a rule. r_max: bound on the pixels' correlation, where the context has none; see `Context`.
 
     Raises:
         NotImplementedError: the layer has no rule.
@@ -65,7 +67,10 @@ class Moments(keras.layers.Layer):
     def call(self, pair, training: bool = False, context: Context | None = None):
         several = isinstance(pair[0], (tuple, list))
         gaussian = [Gaussian(*p) for p in pair] if several else Gaussian(*pair)
-        return tuple(propagate(self.layer, gaussian, context or Context(r_max=self.r_max, training=bool(training))))
+        context = context or Context(training=bool(training))
+        if context.r_max is None:
+            context = dataclasses.replace(context, r_max=self.r_max)
+        return tuple(propagate(self.layer, gaussian, context))
 
     def get_config(self):
         layer = keras.saving.serialize_keras_object(self.layer)

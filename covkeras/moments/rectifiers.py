@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import keras
+import numpy as np
 from keras import ops
 
 from covkeras.moments.gaussian import Gaussian, blocks, standard_deviation, wide
@@ -143,6 +144,67 @@ def rectify(gaussian: Gaussian, slope: float = 0.0, kernels: Kernels = PLAIN) ->
     return Gaussian(leaky_mean(gaussian.mean, sd, slope, kernels), gaussian.cov)
 
 
+class Rectifier(NamedTuple):
+    """The (leaky) ReLU max(u, slope u) as an activation: what every estimate asks of one.
+
+    An activation is an object with
+
+        apply(u)                        the function itself, at a sample
+        propagated(gaussian, kernels)   its moment rule: Gaussian -> Gaussian
+        gated(mean, sd, kernels)        E f(u), u ~ N(mean, sd^2), sd a constant; twice differentiable by the mean
+        excess(mean, sd)                (Var f(u)) / sd^2 - (d E f / d mean)^2 >= 0, the variance beyond first order
+
+    mean: (batch, ..., P * channels). sd: (P * channels,), in units of `mean`.
+    """
+
+    slope: float = 0.0
+
+    def apply(self, u):
+        return keras.activations.relu(u, negative_slope=self.slope)
+
+    def propagated(self, gaussian: Gaussian, kernels: Kernels = PLAIN) -> Gaussian:
+        return rectify(gaussian, self.slope, kernels)
+
+    def gated(self, mean, sd, kernels: Kernels = PLAIN):
+        return gated_mean(mean, sd, self.slope, kernels)
+
+    def excess(self, mean, sd):
+        return (1.0 - self.slope) ** 2 * relu_excess(mean, sd)
+
+
+class Elementwise(NamedTuple):
+    """A user's element-wise layer with its own moment rule, as an activation; see `Rectifier`.
+
+    layer: the layer. rule: (layer, Gaussian, context) -> Gaussian. context: of the rules, without hooks.
+    """
+
+    layer: object
+    rule: Callable
+    context: object
+
+    def apply(self, u):
+        return self.layer(u)
+
+    def propagated(self, gaussian: Gaussian, kernels: Kernels = PLAIN) -> Gaussian:
+        return self.rule(self.layer, gaussian, self.context)
+
+    def gated(self, mean, sd, kernels: Kernels = PLAIN):
+        sd = ops.cast(ops.stop_gradient(sd), "float32")
+        # One block: each unit has an sd of its own.
+        return self.rule(self.layer, Gaussian(mean, ops.diag(ops.square(sd))), self.context).mean
+
+    def excess(self, mean, sd):
+        """By Gauss and Hermite's 20 points, exact for polynomials up to degree 9; d E f / d mean = E f(u) z / sd
+        (Stein)."""
+        points, weights = np.polynomial.hermite_e.hermegauss(20)
+        weights = weights / weights.sum()
+        values = [ops.cast(self.layer(mean + float(z) * sd), mean.dtype) for z in points]
+        first = sum(float(w) * v for w, v in zip(weights, values, strict=True))
+        second = sum(float(w) * ops.square(v) for w, v in zip(weights, values, strict=True))
+        gate = sum(float(w * z) * v for w, z, v in zip(weights, points, values, strict=True)) / sd
+        return ops.maximum((second - ops.square(first)) / ops.square(sd) - ops.square(gate), 0.0)
+
+
 def activation_slope(layer) -> float | None:
     """Returns the slope below zero of a layer's rectifier, 0 for ReLU; None where its activation is linear.
 
@@ -161,7 +223,7 @@ def activation_slope(layer) -> float | None:
     name = getattr(layer.activation, "__name__", repr(layer.activation))
     if name not in known or layer.activation is not keras.activations.get(name):
         raise NotImplementedError(
-            f"No moment rule for activation {name!r} (layer {layer.name!r}). Use relu, leaky_relu or linear, or "
-            "make it a layer of its own with a rule by @propagate.register."
+            f"No moment rule for activation {name!r} of {type(layer).__name__} (layer {layer.name!r}). Use relu, "
+            "leaky_relu or linear, or put it into a layer of its own behind, with a rule by @propagate.register."
         )
     return known[name]

@@ -12,7 +12,7 @@ from keras import ops
 
 from covkeras.moments.dispatch import propagate
 from covkeras.moments.gaussian import Gaussian, blocks
-from covkeras.moments.rectifiers import activation_slope
+from covkeras.moments.rectifiers import Rectifier, activation_slope
 
 # The linear layers.
 
@@ -56,7 +56,7 @@ def _biased(layer, mean):
 
 def _activated(layer, gaussian, context):
     slope = activation_slope(layer)
-    return gaussian if slope is None else context.rectified(gaussian, slope)
+    return gaussian if slope is None else context.activated(gaussian, Rectifier(slope))
 
 
 def _channels_last(layer):
@@ -209,14 +209,18 @@ def _scaled(gaussian, mean, scale):
 
 @propagate.register(keras.layers.BatchNormalization)
 def batch_normalization(layer, gaussian, context):
-    """Affine, by the moving statistics (exact); in training by the noisy batch's: mean m, variance Var(m) + diag S."""
+    """Affine, by the moving statistics (exact); in training by the noisy batch's: mean m, variance Var(m) + diag S.
+
+    The batch is each replica's own, as in Keras, unless the layer is `synchronized`.
+    """
     _one_block(layer, gaussian)
     if layer.axis not in (-1, len(gaussian.mean.shape) - 1):
         raise NotImplementedError(f"BatchNormalization (layer {layer.name!r}) must normalise the last axis.")
     mean = ops.cast(gaussian.mean, "float32")
     center, variance = layer.moving_mean, layer.moving_variance
     if context.training and layer.trainable:
-        center, variance = ops.moments(mean, axes=list(range(len(mean.shape) - 1)))
+        axes = list(range(len(mean.shape) - 1))
+        center, variance = ops.moments(mean, axes=axes, synchronized=layer.synchronized)
         variance = variance + ops.diagonal(gaussian.cov)
         for moving, batch in ((layer.moving_mean, center), (layer.moving_variance, variance)):
             moving.assign(moving * layer.momentum + ops.cast(batch, moving.dtype) * (1.0 - layer.momentum))

@@ -1,14 +1,10 @@
-"""What one training step minimises, one file a method. All are written in `keras.ops`, and pure: noise comes in.
+"""What one training step minimises, one file a method; `base.Objective` is what they have in common.
 
-An objective is an object with
-
-    name, sigma, lam, switch_epoch   its method's name, the noise level, the robustness loss' weight, when that begins
-    copies                           how many noise samples per image a step needs
-    attach(classifier)               called once, before the first step
-    __call__(images, labels, noise, context) -> Terms
+All are written in `keras.ops`, and pure: noise comes in. Each carries what its authors publish.
 """
 
 from covkeras.objectives.adjoint_radius import AdjointRadius
+from covkeras.objectives.base import Objective
 from covkeras.objectives.consistency import Consistency
 from covkeras.objectives.covariance_radius import CovarianceRadius
 from covkeras.objectives.cross_entropy import CrossEntropy, TruncatedLq
@@ -29,6 +25,7 @@ __all__ = [
     "CrossEntropy",
     "GaussianAugmentation",
     "Macer",
+    "Objective",
     "Terms",
     "TruncatedLq",
 ]

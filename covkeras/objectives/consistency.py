@@ -2,14 +2,20 @@
 
 import math
 
+import keras
 from keras import ops
 
+from covkeras.objectives.base import Objective, nearest
 from covkeras.objectives.copies import logits_of
 from covkeras.objectives.terms import Terms, cross_entropy
-from covkeras.validation import check_between, check_classifier, check_count, check_sigma
+from covkeras.validation import check_between, check_count, check_sigma
+
+# The authors' lam at sigma .25, .5 and 1.
+PUBLISHED_LAM = {"mnist": (10.0, 5.0, 5.0), "cifar10": (20.0, 10.0, 10.0)}
 
 
-class Consistency:
+@keras.saving.register_keras_serializable("covkeras")
+class Consistency(Objective):
     """mean_i CE_i + lam mean_i KL(Fbar || F_i) + eta H(Fbar), F_i the softmax at copy i, Fbar their mean.
 
     Args:
@@ -38,14 +44,16 @@ class Consistency:
         self.eta = check_between("eta", eta, 0, math.inf, closed="left")
         self.antithetic = bool(antithetic)
         self.switch_epoch = check_count("switch_epoch", switch_epoch, 0)
-        given = check_count("num_copies", num_copies, 0) or 2
+        self.num_copies = check_count("num_copies", num_copies, 0)
+        given = self.num_copies or 2
         if given < 2 or (self.antithetic and given != 2):
             raise ValueError(f"num_copies must be at least 2, and 2 where they are antithetic, got {num_copies!r}.")
         self.copies = 1 if self.antithetic else given
 
-    def attach(self, classifier) -> None:
-        check_classifier(classifier)
-        self.classifier = classifier
+    @classmethod
+    def published(cls, data, sigma, epochs, switch_epoch) -> dict:
+        own = {"eta": 0.5, "num_copies": 0, "antithetic": False, "switch_epoch": 0}
+        return {"lam": nearest(PUBLISHED_LAM, data, sigma), **own}
 
     def __call__(self, images, labels, noise, context) -> Terms:
         """images (batch, h, w, c), labels (batch,), noise (copies, batch, h, w, c) standard normal -> Terms."""
@@ -61,8 +69,13 @@ def consistency_terms(labels, logits, eta: float):
     log_each = ops.log_softmax(logits)
     log_mean = ops.logsumexp(log_each, 0) - math.log(logits.shape[0])
     mean = ops.exp(log_mean)
-    entropy = -ops.sum(mean * log_mean, -1)
+    entropy = -ops.sum(_times_log(mean, log_mean), -1)
     # sum_c Fbar (log Fbar - log F_i), averaged over the copies.
-    divergence = -entropy - ops.mean(ops.sum(mean * log_each, -1), 0)
+    divergence = -entropy - ops.mean(ops.sum(_times_log(mean, log_each), -1), 0)
     losses = [cross_entropy(labels, logits[i]) for i in range(logits.shape[0])]
     return sum(losses) / len(losses) + eta * entropy, divergence, log_mean
+
+
+def _times_log(p, log):
+    """p log, 0 where p is: a class that the classifier masks, logit -inf, has no share in the sums or their gradient."""
+    return p * ops.where(p > 0, log, 0.0)

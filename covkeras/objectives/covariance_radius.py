@@ -2,15 +2,18 @@
 
 import dataclasses
 
+import keras
 from keras import ops
 
 from covkeras.moments.gaussian import Gaussian, propagated_radius
 from covkeras.moments.network import MomentNetwork
+from covkeras.objectives.base import Objective
 from covkeras.objectives.terms import Terms, cross_entropy
 from covkeras.validation import check_between, check_count, check_r_max, check_sigma
 
 
-class CovarianceRadius:
+@keras.saving.register_keras_serializable("covkeras")
+class CovarianceRadius(Objective):
     """Cross-entropy of softmax(E[u]) plus lam max(0, gamma - propagated radius) on the correctly classified (Eq. 5).
 
     Args:
@@ -67,6 +70,11 @@ class CovarianceRadius:
     def copies(self) -> int:
         return 1 if self.noisy_mean else 0
 
+    @classmethod
+    def published(cls, data, sigma, epochs, switch_epoch) -> dict:
+        # The paper switches lam on halfway; one noise sample in the mean is its published code's way.
+        return {"lam": 4.0, "gamma": 8.0, "switch_epoch": epochs // 2, "noisy_mean": True}
+
     def attach(self, classifier) -> None:
         self.network = MomentNetwork(classifier, self.sigma, self.r_max)
 
@@ -95,16 +103,18 @@ class CovarianceRadius:
         there stops it at every weight.
         """
 
-        def rectify(gaussian, slope):
+        def rectify(gaussian, activation):
             cov = ops.stop_gradient(gaussian.cov) if self.stop_covariance_gradient else gaussian.cov
-            mean, cov = context.rectified(Gaussian(gaussian.mean, cov), slope)
+            mean, cov = context.activated(Gaussian(gaussian.mean, cov), activation)
             return Gaussian(mean, cov + self.relu_inflation * ops.eye(cov.shape[-1], dtype="float32"))
 
         return rectify
 
     def _kept(self, radius, epoch):
         """(batch,): 0 for the images whose classification loss is dropped, else 1."""
-        batch = radius.shape[0]
-        order = ops.argsort(ops.argsort(radius if self.drop_smallest else -radius))
-        kept = ops.cast(order >= round(self.drop_share * batch), "float32")
+        # The last batch of an epoch may be shorter, and its size unknown to the graph.
+        batch = ops.cast(ops.shape(radius)[0], "float32")
+        dropped = ops.cast(ops.round(self.drop_share * batch), "int32")
+        order = ops.cast(ops.argsort(ops.argsort(radius if self.drop_smallest else -radius)), "int32")
+        kept = ops.cast(order >= dropped, "float32")
         return ops.where(ops.convert_to_tensor(epoch) >= self.drop_epoch, kept, ops.ones_like(kept))

@@ -1,12 +1,15 @@
 """Losses at the image itself, without noise: the baselines of training on noisy labels."""
 
+import keras
 from keras import ops
 
+from covkeras.objectives.base import Objective
 from covkeras.objectives.terms import Terms, cross_entropy
-from covkeras.validation import check_between, check_classifier, check_sigma
+from covkeras.validation import check_between, check_count, check_sigma
 
 
-class CrossEntropy:
+@keras.saving.register_keras_serializable("covkeras")
+class CrossEntropy(Objective):
     """Plain cross-entropy at the image as it is.
 
     Args:
@@ -14,16 +17,9 @@ class CrossEntropy:
     """
 
     name = "cross_entropy"
-    copies = 0
-    lam = 0.0
-    switch_epoch = 0
 
     def __init__(self, sigma: float = 0.5):
         self.sigma = check_sigma(sigma)
-
-    def attach(self, classifier) -> None:
-        check_classifier(classifier)
-        self.classifier = classifier
 
     def __call__(self, images, labels, noise, context) -> Terms:
         """images (batch, h, w, c), labels (batch,); noise is not used -> Terms."""
@@ -34,6 +30,7 @@ class CrossEntropy:
         return cross_entropy(labels, logits)
 
 
+@keras.saving.register_keras_serializable("covkeras")
 class TruncatedLq(CrossEntropy):
     """Truncated L_q loss, (1 - p_y^q) / q, from `drop_epoch` on constant where p_y <= k (Zhang, Sabuncu, NeurIPS 2018).
 
@@ -49,7 +46,7 @@ class TruncatedLq(CrossEntropy):
         super().__init__(sigma)
         self.lq = check_between("lq", lq, 0, 1, closed="right")
         self.lq_floor = check_between("lq_floor", lq_floor, 0, 1, closed="left")
-        self.drop_epoch = drop_epoch
+        self.drop_epoch = check_count("drop_epoch", drop_epoch, 0)
 
     def _loss(self, labels, logits, context):
         probability = ops.exp(-cross_entropy(labels, logits))

@@ -2,14 +2,20 @@
 
 import math
 
+import keras
 from keras import ops
 
+from covkeras.objectives.base import Objective, nearest
 from covkeras.objectives.copies import logits_of
 from covkeras.objectives.terms import Terms
-from covkeras.validation import check_between, check_classifier, check_count, check_sigma
+from covkeras.validation import check_between, check_count, check_sigma
+
+# The authors' lam at sigma .25, .5 and 1.
+_LAM = {"mnist": (16.0, 16.0, 6.0), "cifar10": (12.0, 12.0, 12.0)}
 
 
-class Macer:
+@keras.saving.register_keras_serializable("covkeras")
+class Macer(Objective):
     """-log mean_i F(x + eps_i)_y plus lam sigma / 2 max(0, gamma - d), d = Phi^-1(q_y) - Phi^-1(q_2).
 
     F is the softmax, q the mean of softmax(16 logits) over the copies, q_2 its largest entry but that of y. The second
@@ -32,12 +38,13 @@ class Macer:
         self.sigma = check_sigma(sigma)
         self.lam = check_between("lam", lam, 0, math.inf, closed="left")
         self.gamma = check_between("gamma", gamma, 0, math.inf)
-        self.copies = check_count("num_copies", num_copies, 0) or 16
+        self.num_copies = check_count("num_copies", num_copies, 0)
+        self.copies = self.num_copies or 16
         self.switch_epoch = check_count("switch_epoch", switch_epoch, 0)
 
-    def attach(self, classifier) -> None:
-        check_classifier(classifier)
-        self.classifier = classifier
+    @classmethod
+    def published(cls, data, sigma, epochs, switch_epoch) -> dict:
+        return {"lam": nearest(_LAM, data, sigma), "gamma": 8.0, "num_copies": 0, "switch_epoch": 0}
 
     def __call__(self, images, labels, noise, context) -> Terms:
         """images (batch, h, w, c), labels (batch,), noise (k, batch, h, w, c) standard normal -> Terms."""

@@ -12,12 +12,14 @@ class Terms(NamedTuple):
     classification: (batch,). robustness: (batch,), before lam; None for a method without. logits: (batch, classes),
     the predictions training accuracy is counted on. radius: (batch,), the estimate of the radius that the robustness
     loss is made of, in [0, 1] pixel units, negative where the image is misclassified; None for a method without.
+    every: robustness and radius are of every so manieth image of the batch alone.
     """
 
     classification: object
     robustness: object = None
     logits: object = None
     radius: object = None
+    every: int | None = 1
 
 
 def cross_entropy(labels, logits):

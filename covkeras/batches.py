@@ -1,0 +1,158 @@
+"""What a training step is given: images, labels and weights as Keras users hand them over, checked; a replica's part."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import keras
+import tensorflow as tf
+
+from covkeras.validation import INSIDE, check_shape
+
+
+class Batch(NamedTuple):
+    """One replica's part of a global batch.
+
+    images: float32 (batch, ...) in [0, 1]. labels: int64 (batch,). weights: float32 (batch,), or None. targets: the
+    labels as they came, for the user's metrics. count: how many images are this replica's own: 0, with a black one in
+    their place, where the batch had none left for it. total: of all replicas; start: of those before. replicas: their
+    number.
+    """
+
+    images: object
+    labels: object
+    weights: object
+    targets: object
+    count: object
+    total: object
+    start: object
+    replicas: int
+
+    def own(self, values):
+        """The values without those of the black image."""
+        return values if self.replicas == 1 else values[: tf.shape(values)[0] * tf.minimum(self.count, 1)]
+
+
+def shared(images, labels, weights, targets) -> Batch:
+    """The batch with its place among the replicas': their parts of the last batch may be unequal, or empty."""
+    count, replicas = tf.shape(images)[0], tf.distribute.get_strategy().num_replicas_in_sync
+    if replicas == 1:
+        return Batch(images, labels, weights, targets, count, tf.cast(count, tf.float32), 0, 1)
+    context = tf.distribute.get_replica_context()
+    number = context.replica_id_in_sync_group
+    mine = tf.one_hot(number, replicas) * tf.cast(count, tf.float32)
+    counts = context.all_reduce(tf.distribute.ReduceOp.SUM, mine)
+    start = tf.cast(tf.reduce_sum(tf.where(tf.range(replicas) < number, counts, 0.0)), tf.int32)
+    if images.shape[0] is None:
+        # One black image stands in: not every operation takes a batch of none.
+        missing = tf.maximum(1 - count, 0)
+        images, labels = (tf.pad(t, [[0, missing], *[[0, 0]] * (t.shape.rank - 1)]) for t in (images, labels))
+        weights = None if weights is None else tf.pad(weights, [[0, missing]])
+    return Batch(images, labels, weights, targets, count, tf.reduce_sum(counts), start, replicas)
+
+
+def checked_batch(data, image_shape, classes: int) -> tuple:
+    """Unpacks a batch and refuses what would silently train on the wrong thing.
+
+    Args:
+        data: (images, labels) or (images, labels, sample_weight), as Keras has them; images and labels may be a
+            dictionary or list of one; {"image": ..., "label": ...} as TFDS has them.
+        image_shape: the classifier's, None for an axis of any length. classes: their number.
+
+    Returns:
+        images float32 (batch, ...), labels int64 (batch,), weights float32 (batch,) or None, and the labels as given.
+
+    Raises:
+        TypeError, ValueError: at once. tf.errors.InvalidArgumentError: in the step, of values.
+    """
+    if isinstance(data, Mapping) and {"image", "label"} <= set(data):
+        data = (data["image"], data["label"])
+    images, targets, weights = keras.utils.unpack_x_y_sample_weight(data)
+    images, targets = _only("images", images), _only("labels", targets)
+    if targets is None:
+        raise ValueError("data must be batches (images, labels), or with sample weights; got no labels.")
+    if not images.dtype.is_floating:
+        raise TypeError(f"images must be floating-point numbers in [0, 1], got {images.dtype.name}. Divide by 255.")
+    images = _shaped(images, image_shape)
+    labels, checks = _class_numbers(tf.convert_to_tensor(targets), classes, tf.shape(images)[0])
+    low, high = tf.reduce_min(images), tf.reduce_max(images)
+    some = tf.size(images) > 0
+    inside = ~some | ((low >= 0) & (high <= 1))
+    text = f"images must be finite and lie in [0, 1]: {INSIDE} Got values from"
+    checks.append(tf.debugging.Assert(inside, [text, low, high]))
+    if weights is not None:
+        weights = tf.reshape(tf.cast(_only("sample_weight", weights), tf.float32), [-1])
+        right = tf.size(weights) == tf.shape(images)[0]
+        checks.append(tf.debugging.Assert(right, ["sample_weight must be (batch,), got", tf.shape(weights)]))
+        finite = tf.reduce_all(tf.math.is_finite(weights) & (weights >= 0))
+        checks.append(tf.debugging.Assert(finite, ["sample_weight must be finite and at least 0, got", weights]))
+    with tf.control_dependencies(checks):
+        return tf.identity(images), tf.identity(labels), weights, targets
+
+
+def _only(name: str, value):
+    """The tensor of a dictionary or list of one."""
+    while isinstance(value, (Mapping, list, tuple)):
+        if len(value) != 1:
+            keys = sorted(map(str, value)) if isinstance(value, Mapping) else len(value)
+            raise ValueError(f"{name} must be one tensor, got a {type(value).__name__} of {keys}. Give the one alone.")
+        value = next(iter(value.values() if isinstance(value, Mapping) else value))
+    if isinstance(value, (tf.RaggedTensor, tf.SparseTensor)):
+        raise TypeError(f"{name} must be a dense tensor, got a {type(value).__name__}. Resize the images to one shape.")
+    return value if value is None or tf.is_tensor(value) else tf.convert_to_tensor(value)
+
+
+def _shaped(images, image_shape):
+    images = tf.cast(images, tf.float32)
+    if images.shape.rank is None:
+        # A dataset through numpy_function has lost it; a wrong one fails here, in the step.
+        return tf.ensure_shape(images, [None, *image_shape])
+    check_shape(images.shape, image_shape)
+    return tf.ensure_shape(images, [images.shape[0], *(s if s else i for s, i in zip(image_shape, images.shape[1:]))])
+
+
+def _class_numbers(targets, classes: int, batch) -> tuple:
+    """int64 (batch,) of class numbers (batch,), (batch, 1), or one-hot rows (batch, classes); and their checks."""
+    if targets.dtype == tf.bool:
+        targets = tf.cast(targets, tf.int64)
+    one_hot = targets.shape.rank == 2 and targets.shape[-1] == classes
+    if not targets.dtype.is_integer and not (targets.dtype.is_floating and (one_hot or targets.shape.rank is None)):
+        raise TypeError(
+            f"labels must be integers (batch,), or one-hot rows (batch, {classes}), got {targets.dtype.name} of shape "
+            f"{tuple(targets.shape)}."
+        )
+    if targets.shape.rank is not None and (targets.shape.rank == 0 or targets.shape[-1] not in (None, 1, classes)):
+        if targets.shape.rank != 1:
+            raise ValueError(
+                f"labels must be class numbers (batch,), or one-hot rows (batch, {classes}), got shape "
+                f"{tuple(targets.shape)}."
+            )
+    if one_hot:
+        return _from_one_hot(targets)
+    if targets.shape.rank in (1, 2):
+        return _from_numbers(targets, classes, batch)
+    # A dataset through numpy_function has lost the rank: the number of values tells.
+    wide = (tf.size(targets) != batch) | tf.constant(targets.dtype.is_floating)
+    labels = tf.cond(
+        wide,
+        lambda: tf.argmax(tf.reshape(targets, [batch, -1]), -1, tf.int64),
+        lambda: tf.cast(tf.reshape(targets, [-1]), tf.int64),
+    )
+    rows = tf.cond(wide, lambda: tf.reshape(tf.cast(targets, tf.float32), [batch, -1]), lambda: tf.one_hot(labels, classes))
+    exact = tf.reduce_all(rows == tf.one_hot(labels, tf.shape(rows)[-1])) & (tf.shape(rows)[-1] == classes)
+    text = f"labels must be one-hot rows (batch, {classes}), or class numbers in [0, {classes}), got"
+    return tf.ensure_shape(labels, [None]), [tf.debugging.Assert(exact, [text, labels])]
+
+
+def _from_one_hot(targets) -> tuple:
+    labels = tf.argmax(targets, -1, tf.int64)
+    exact = tf.reduce_all(targets == tf.one_hot(labels, targets.shape[-1], dtype=targets.dtype))
+    text = "labels must be class numbers or one-hot rows, a single 1 in each (soft labels are not), got rows such as"
+    return labels, [tf.debugging.Assert(exact, [text, targets[:1]])]
+
+
+def _from_numbers(targets, classes: int, batch) -> tuple:
+    labels = tf.cast(tf.reshape(targets, [-1]), tf.int64)
+    right = (tf.reduce_min(labels) >= 0) & (tf.reduce_max(labels) < classes) | (tf.size(labels) == 0)
+    text = f"labels must lie in [0, {classes}), the classifier's classes, got"
+    size = tf.debugging.Assert(tf.size(labels) == batch, ["labels must be one for each image, got", tf.shape(targets)])
+    return labels, [tf.debugging.Assert(right, [text, labels]), size]
