@@ -1,4 +1,4 @@
-"""What a training step is given: images, labels and weights as Keras users hand them over, checked; a replica's part."""
+"""What a training step is given: images, labels and weights as Keras users bring them, checked; a replica's part."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -107,7 +107,7 @@ def _shaped(images, image_shape):
         # A dataset through numpy_function has lost it; a wrong one fails here, in the step.
         return tf.ensure_shape(images, [None, *image_shape])
     check_shape(images.shape, image_shape)
-    return tf.ensure_shape(images, [images.shape[0], *(s if s else i for s, i in zip(image_shape, images.shape[1:]))])
+    return tf.ensure_shape(images, [None, *image_shape])
 
 
 def _class_numbers(targets, classes: int, batch) -> tuple:
@@ -120,12 +120,12 @@ def _class_numbers(targets, classes: int, batch) -> tuple:
             f"labels must be integers (batch,), or one-hot rows (batch, {classes}), got {targets.dtype.name} of shape "
             f"{tuple(targets.shape)}."
         )
-    if targets.shape.rank is not None and (targets.shape.rank == 0 or targets.shape[-1] not in (None, 1, classes)):
-        if targets.shape.rank != 1:
-            raise ValueError(
-                f"labels must be class numbers (batch,), or one-hot rows (batch, {classes}), got shape "
-                f"{tuple(targets.shape)}."
-            )
+    rank = targets.shape.rank
+    if rank not in (None, 1) and (rank != 2 or targets.shape[-1] not in (None, 1, classes)):
+        raise ValueError(
+            f"labels must be class numbers (batch,), or one-hot rows (batch, {classes}), got shape "
+            f"{tuple(targets.shape)}."
+        )
     if one_hot:
         return _from_one_hot(targets)
     if targets.shape.rank in (1, 2):
@@ -137,7 +137,9 @@ def _class_numbers(targets, classes: int, batch) -> tuple:
         lambda: tf.argmax(tf.reshape(targets, [batch, -1]), -1, tf.int64),
         lambda: tf.cast(tf.reshape(targets, [-1]), tf.int64),
     )
-    rows = tf.cond(wide, lambda: tf.reshape(tf.cast(targets, tf.float32), [batch, -1]), lambda: tf.one_hot(labels, classes))
+    rows = tf.cond(
+        wide, lambda: tf.reshape(tf.cast(targets, tf.float32), [batch, -1]), lambda: tf.one_hot(labels, classes)
+    )
     exact = tf.reduce_all(rows == tf.one_hot(labels, tf.shape(rows)[-1])) & (tf.shape(rows)[-1] == classes)
     text = f"labels must be one-hot rows (batch, {classes}), or class numbers in [0, {classes}), got"
     return tf.ensure_shape(labels, [None]), [tf.debugging.Assert(exact, [text, labels])]

@@ -114,7 +114,7 @@ class CertifiedTrainer(keras.Model):
         self._compiled_descent = tf.function(self._descend, jit_compile=True, reduce_retracing=True) if jit else None
 
     def begin_epoch(self, epoch: int) -> None:
-        """Sets what depends on the epoch (from 0) alone: lam, and what an objective does with the epoch. `fit` calls it."""
+        """Sets what depends on the epoch (from 0) alone: lam, and what the objective makes of it. `fit` calls it."""
         self.lam.assign(self.objective.lam if epoch >= self.objective.switch_epoch else 0.0)
         self.epoch.assign(epoch)
         self._epoch_known = True
@@ -167,8 +167,8 @@ class CertifiedTrainer(keras.Model):
         if not self._epoch_known:
             raise ValueError(
                 f"epoch must be known, since {self.objective.name} begins its robustness loss at epoch "
-                f"{self.objective.switch_epoch}: call trainer.begin_epoch(epoch) before each epoch's first step, or use "
-                "fit."
+                f"{self.objective.switch_epoch}: call trainer.begin_epoch(epoch) before each epoch's first step, or "
+                "use fit."
             )
         batch = self._checked(data)
         noise = self._noise(batch, self.noise_step)

@@ -57,8 +57,8 @@ def check_choice(name: str, value, choices) -> str:
 
 # What to do with a classifier that expects other images: the scaling goes into it.
 INSIDE = (
-    "sigma and radii are in [0, 1] pixel units, so what the classifier expects goes inside it: for one of images from 0 "
-    "to 255, keras.Sequential([keras.Input(shape), keras.layers.Rescaling(255), model])."
+    "sigma and radii are in [0, 1] pixel units, so what the classifier expects goes inside it: for one of images from "
+    "0 to 255, keras.Sequential([keras.Input(shape), keras.layers.Rescaling(255), model])."
 )
 
 

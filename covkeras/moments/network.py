@@ -51,7 +51,7 @@ def _called_with(node) -> tuple:
     if len(tensors) != 1 or not set(options) <= {"training"}:
         raise NotImplementedError(
             f"No moment rule for {type(layer).__name__} (layer {layer.name!r}) called with {', '.join(named)}: moments "
-            "take one tensor, or a list for a merge layer, and `training`. Register a rule for a layer that needs no more."
+            "take one tensor, or a list for a merge layer, and `training`. Write a layer of one input, with a rule."
         )
     return next(iter(tensors.values())), options
 

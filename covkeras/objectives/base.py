@@ -13,7 +13,7 @@ class Objective:
     """A method's loss. A subclass sets what its constructor is given as attributes of the same names.
 
     Attributes:
-        name: of the method. sigma: noise level. lam: weight of the robustness loss, switched on at epoch `switch_epoch`.
+        name: of the method. sigma: noise level. lam: weight of the robustness loss, from epoch `switch_epoch` on.
         copies: noise samples per image that a step needs.
     """
 
@@ -65,7 +65,7 @@ class Objective:
 
         Args:
             data: the data set's name; mnist and digits take the values for MNIST, all else those for CIFAR-10.
-            sigma: noise level. epochs: of the training. switch_epoch: at which the recipe switches robustness losses on.
+            sigma: noise level. epochs: of the training. switch_epoch: from which the recipe has robustness losses.
         """
         return {}
 

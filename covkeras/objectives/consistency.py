@@ -77,5 +77,5 @@ def consistency_terms(labels, logits, eta: float):
 
 
 def _times_log(p, log):
-    """p log, 0 where p is: a class that the classifier masks, logit -inf, has no share in the sums or their gradient."""
+    """p log, 0 where p is: a class that the classifier masks, by -inf, has no share in the sums or their gradient."""
     return p * ops.where(p > 0, log, 0.0)

@@ -10,7 +10,7 @@ def copies_of(images, noise, sigma: float):
     (k batch, height, width, channels): row i batch + j is copy i of image j. No other axis is touched.
     """
     noisy = images[None] + sigma * noise
-    return ops.reshape(noisy, (-1, *images.shape[1:]))
+    return ops.reshape(noisy, (-1, *ops.shape(images)[1:]))
 
 
 def logits_of(classifier, images, noise, sigma: float, training: bool):

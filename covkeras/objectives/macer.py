@@ -54,8 +54,8 @@ class Macer(Objective):
         classification = -ops.log(ops.sum(chosen * probability, -1) + 1e-10)
         q = ops.mean(ops.softmax(self.sharpness * logits), 0)
         own, other = ops.sum(chosen * q, -1), ops.max(q - chosen, -1)
-        # Where a quantile would be infinite the term doesn't count, and its gradient must not either: 0 times an infinite
-        # derivative is NaN. Not "other > 0": in float32 2 q - 1 is -1 for every q below 1.5e-8.
+        # Where a quantile would be infinite the term doesn't count, and its gradient must not either: 0 times an
+        # infinite derivative is NaN. Not "other > 0": in float32 2 q - 1 is -1 for every q below 1.5e-8.
         inside = (own > other) & (2.0 * own - 1.0 < 1.0) & (2.0 * other - 1.0 > -1.0)
         difference = _quantile(ops.where(inside, own, 0.75)) - _quantile(ops.where(inside, other, 0.25))
         counts = inside & (difference <= self.gamma)
