@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 
 from covkeras import recipes
+from covkeras.files import user_path
 from covkeras.interrupts import Interrupted, Interrupts
 from covkeras.jobs import Environment
 from covkeras.recipes import Recipe
@@ -44,7 +45,9 @@ def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
 
 def add_environment_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that say where and how a job runs, and change none of its results."""
-    parser.add_argument("--data-dir", metavar="DIR", help="folder of prepared TFDS data sets (default: TFDS's own)")
+    parser.add_argument(
+        "--data-dir", type=user_path, metavar="DIR", help="folder of prepared TFDS data sets (default: TFDS's own)"
+    )
     parser.add_argument("--devices", default="auto", help="auto (all GPUs, or the CPU), cpu, or a number of devices")
     parser.add_argument("--checkpoint-minutes", type=float, default=10.0, metavar="MIN", help="between checkpoints")
 
@@ -55,13 +58,18 @@ def environment_from(arguments: argparse.Namespace, stop: Callable[[], bool]) ->
 
 
 def recipe_from(arguments: argparse.Namespace) -> Recipe:
-    """Returns the named recipe with the flags' values. Raises ValueError, naming the field and what is allowed."""
+    """Returns the named recipe with the flags' values; another method than its own comes with its authors' weights.
+
+    Raises:
+        ValueError: naming the field and what is allowed.
+    """
     recipe = recipes.find(arguments.recipe)
     recipe = recipes.smoke(recipe) if arguments.smoke else recipe
     given = {
         f.name: getattr(arguments, f.name, None) for f in dataclasses.fields(Recipe) if f.name not in ("name", "source")
     }
-    return recipe.replace(**{k: v for k, v in given.items() if v is not None})
+    given = {k: v for k, v in given.items() if v is not None}
+    return recipe.with_method(**{"method": recipe.method, **given})
 
 
 def show(arguments: argparse.Namespace, recipe: Recipe) -> None:

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import tensorflow as tf
 
 from covkeras import devices, diagnostics, fitting, jobs, moments
 from covkeras.files import write_aside
-from covkeras.recipes import METHODS, Recipe, scaled
+from covkeras.objectives import METHODS
+from covkeras.recipes import Recipe, scaled
 from covkeras.report import Result
 from covkeras.runs import RunFolder, claim_record
 from covkeras.timing import interleave
@@ -25,42 +25,16 @@ OWN_FIELDS = tuple(
     and f.name
     not in ("name", "source", "data", "model", "method", "reference", "sigma", "seed", "image_size", "decay_epochs")
 )
-# The authors' weights at sigma .25, .5 and 1: on MNIST, and on CIFAR-10 and all else.
-_WEIGHTS = {
-    "consistency": {"mnist": (10.0, 5.0, 5.0), "cifar10": (20.0, 10.0, 10.0)},
-    "macer": {"mnist": (16.0, 16.0, 6.0), "cifar10": (12.0, 12.0, 12.0)},
-}
-# Ours, tried on MNIST at sigma .5 and 1 over 24 epochs: a harder pull at sigma 1 costs accuracy.
-_ADJOINT = {"lam": (1.0, 1.0, 0.2), "gamma": (3.0, 3.0, 1.5)}
 
 
 def published(recipe: Recipe, method: str) -> Recipe:
-    """Returns the recipe with a method's own lam and gamma: its authors', for the nearest data and sigma they printed;
-    for `adjoint_radius` ours, the cheapest that did well. The recipe's own method keeps the recipe's."""
+    """Returns the recipe with a method's own weights, its authors'; the recipe's own method keeps the recipe's."""
     if method == recipe.method:
         return recipe
-    changes = {"lam": 4.0, "gamma": 8.0, "switch_epoch": 0, "noisy_mean": False}
-    if method in _WEIGHTS:
-        changes["lam"] = _weight(method, recipe)
-    elif method == "covariance_radius":
-        # The paper switches lam on halfway; one noise sample in the mean is its published code's way.
-        changes |= {"switch_epoch": recipe.epochs // 2, "noisy_mean": True}
-    elif method == "adjoint_radius":
-        # With Consistency's term, and the radius of every 16th image: 2.1 times a plain step. At a large learning rate
-        # a radius loss from the first step on can end in a constant classifier: begin where the recipe says.
-        changes |= {name: _nearest(values, recipe) for name, values in _ADJOINT.items()}
-        changes |= {"radius_every": 16, "sampled_share": 0.9, "consistency": _weight("consistency", recipe)}
-        changes["switch_epoch"] = recipe.switch_epoch
-    return recipe.replace(method=method, **changes)
-
-
-def _weight(method: str, recipe: Recipe) -> float:
-    return _nearest(_WEIGHTS[method]["mnist" if recipe.data in ("mnist", "digits") else "cifar10"], recipe)
-
-
-def _nearest(values: tuple, recipe: Recipe) -> float:
-    """Of the values at sigma .25, .5 and 1 the one of the recipe's sigma."""
-    return values[int(np.argmin(np.abs(np.array([0.25, 0.5, 1.0]) - recipe.sigma)))]
+    # What a method has no weights for is recorded as every comparison did.
+    unused = {} if METHODS[method].published("", recipe.sigma, 1, 0) else {"switch_epoch": 0, "noisy_mean": False}
+    unused |= {"lam": 4.0, "gamma": 8.0} if unused else {}
+    return recipe.with_method(method, **unused)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,12 +147,7 @@ class Comparison:
         return {label: Cost(tuple(k["seconds"]), tuple(k["ratios"])) for label, k in known.items()}
 
     def _step(self, entry: Entry):
-        """A compiled training step of the method, on one batch of the data."""
-        trainer = fitting.build_trainer(entry.recipe, self.data)
-        images, labels = next(iter(self.data.batches(entry.recipe.batch_size, augmentation=entry.recipe.augmentation)))
-        # Traced by hand: TensorFlow would warn of one function, several trainers' method, that is traced over and over.
-        step = tf.function(trainer.train_step).get_concrete_function((images, labels))
-        return lambda: step((images, labels))["loss"].numpy()
+        return fitting.step_of(entry.recipe, self.data)
 
     def epoch_seconds(self, entry: Entry, costs: dict[str, Cost]) -> float:
         """The steps of an epoch, each Gaussian augmentation's median time times the method's ratio to it: methods that
@@ -207,11 +176,4 @@ class Comparison:
         network = moments.MomentNetwork(classifier, recipe.sigma, recipe.r_max)
         images = self.test.head(recipe.certify_images).floats()
         fidelity = diagnostics.fidelity(network, images, certificates, self.data.head(64).floats())
-        return Result(entry.label, labels, certificates, fidelity), clean_accuracy(classifier, self.test)
-
-
-def clean_accuracy(classifier, data, batch_size: int = 500) -> float:
-    """The share of images that the classifier itself, without noise, gets right."""
-    batches = [slice(i, i + batch_size) for i in range(0, len(data), batch_size)]
-    hits = [np.asarray(classifier(data.floats(b), training=False)).argmax(1) == data.labels[b] for b in batches]
-    return float(np.concatenate(hits).mean())
+        return Result(entry.label, labels, certificates, fidelity), fitting.clean_accuracy(classifier, self.test)

@@ -1,8 +1,32 @@
 """Which devices a job runs on."""
 
 import functools
+import os
 
 import tensorflow as tf
+
+
+def best_precision() -> tuple[str, str]:
+    """Returns the dtype policy that is fastest here, and why: mixed_bfloat16 on GPUs and processors with units for it,
+    mixed_float16 on GPUs of compute capability 7, else float32."""
+    gpus = tf.config.list_physical_devices("GPU")
+    if gpus:
+        capability = tf.config.experimental.get_device_details(gpus[0]).get("compute_capability") or (0, 0)
+        chosen = "mixed_bfloat16" if capability >= (8, 0) else "mixed_float16" if capability >= (7, 0) else "float32"
+        return chosen, f"a GPU of compute capability {'.'.join(map(str, capability))}"
+    if processor_flags() & {"amx_bf16", "avx512_bf16"} and os.environ.get("TF_ENABLE_ONEDNN_OPTS") != "0":
+        return "mixed_bfloat16", "this processor has bfloat16 units"
+    return "float32", "this processor has no bfloat16 units"
+
+
+def processor_flags() -> set[str]:
+    """Returns what the processor can do, as Linux tells it; nothing on other systems."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            lines = (line for line in file if line.startswith(("flags", "Features")))
+            return set(next(lines, "").partition(":")[2].split())
+    except OSError:
+        return set()
 
 
 def strategy(devices: str = "auto") -> tf.distribute.Strategy:

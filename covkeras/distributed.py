@@ -7,13 +7,16 @@ import json
 import os
 
 import keras
+import numpy as np
 import tensorflow as tf
 
-from covkeras.checkpoints import CheckpointFolder
+from covkeras import devices
+from covkeras.checkpoints import CheckpointFolder, Checkpointing
 from covkeras.files import write_aside
-from covkeras.fitting import build_trainer, check_batch, load_training
+from covkeras.fitting import NonFiniteLoss, build_trainer, check_batch, load_parts, observers
 from covkeras.interrupts import Interrupted
-from covkeras.jobs import Environment, progress_bar
+from covkeras.jobs import Environment
+from covkeras.recipe import PRECISIONS
 from covkeras.recipes import Recipe
 from covkeras.runs import RunFolder
 
@@ -47,71 +50,151 @@ def connect() -> tf.distribute.Strategy:
     return tf.distribute.MultiWorkerMirroredStrategy()
 
 
+def agreed(recipe: Recipe, strategy: tf.distribute.Strategy) -> Recipe:
+    """Returns the recipe with the precision that suits all workers for "auto": float32 where they differ."""
+    if recipe.precision != "auto":
+        return recipe
+    local = devices.best_precision()[0]
+    own = [tf.constant(float(local == one)) for one in PRECISIONS]
+    votes = [_total(strategy, value) for value in own]
+    unanimous = [one for one, count in zip(PRECISIONS, votes, strict=True) if count == strategy.num_replicas_in_sync]
+    return recipe.replace(precision=unanimous[0] if unanimous else "float32")
+
+
 def train_across_workers(
     recipe: Recipe, folder: RunFolder, strategy: tf.distribute.Strategy, environment=Environment(), title: str = "train"
 ):
     """Trains as `fitting.train` does, the batch shared by all workers, and returns the classifier on every worker.
 
-    Every worker reads the same stream and takes its part of each batch, and of the step's noise: the weights are those
-    of one process up to the rounding of a sum. The first worker alone writes to the folder; all read checkpoints from
-    it, so it must be shared.
+    Every worker reads its part of the same stream, and of the step's noise: the weights are those of one process up to
+    the rounding of a sum. The first worker alone writes to the folder; all read checkpoints from it, so it must be
+    shared.
 
     Raises:
-        Interrupted: a worker was asked to stop; the last epoch's checkpoint is saved. ValueError: the batch.
+        Interrupted: a worker was asked to stop; all stop after the same step, and it is saved. NonFiniteLoss: on all.
+        ValueError: the batch; labels.
     """
-    index, workers = cluster()
-    replicas = strategy.num_replicas_in_sync
-    check_batch(recipe, replicas)
+    index, _ = cluster()
+    check_batch(recipe, strategy.num_replicas_in_sync)
     if folder.classifier_file.exists():
         return keras.models.load_model(folder.classifier_file, compile=False)
-    data = load_training(recipe, environment)
-    steps = data.steps_per_epoch(recipe.batch_size)
-    with strategy.scope():
-        trainer = build_trainer(recipe, data)
-    checkpoints = CheckpointFolder(folder.checkpoints, recipe.digest())
-    epoch, step = checkpoints.restore(trainer) or (0, 0)
-    share = recipe.batch_size // workers
-    stream = data.batches(recipe.batch_size, recipe.seed, epoch, step, recipe.epochs, recipe.augmentation)
-    part = slice(index * share, (index + 1) * share)
-    own = (
-        stream.map(lambda x, y: (x[part], y[part])).unbatch().batch(share // (replicas // workers), drop_remainder=True)
-    )
-    batches = iter(strategy.distribute_datasets_from_function(lambda _: own))
-    bar = progress_bar(total=recipe.epochs * steps, initial=epoch * steps + step, desc=title, disable=index > 0)
-
-    @tf.function
-    def one_step(batch):
-        return strategy.run(trainer.train_step, args=(batch,))
-
-    with bar:
-        for now in range(epoch, recipe.epochs):
-            trainer.begin_epoch(now)
-            for metric in trainer.metrics:
-                metric.reset_state()
-            for _ in range(step if now == epoch else 0, steps):
-                one_step(next(batches))
-                bar.update()
-                # Stopping between collectives of the same step would leave the others waiting for ever.
-            # Reading a metric sums it over the workers, so every worker must.
-            logs = {name: float(metric.result()) for name, metric in trainer.means.items()}
-            logs |= {"learning_rate": trainer.current_learning_rate, "lam": trainer.current_lam}
-            if index == 0:
-                folder.keep_history(now)
-                folder.append_history({"epoch": now, **{k: f"{v:.6g}" for k, v in logs.items()}})
-                checkpoints.save(trainer, now + 1, 0)
-            if _any(strategy, environment.stop()):
-                raise Interrupted
-    if index == 0:
-        write_aside(folder.classifier_file, trainer.classifier.save)
-    return trainer.classifier
+    if index > 0:
+        return _Loop(recipe, folder, strategy, environment, title).run()
+    with folder.held():
+        classifier = _Loop(recipe, folder, strategy, environment, title).run()
+        write_aside(folder.classifier_file, classifier.save)
+    return classifier
 
 
-def _any(strategy, asked: bool) -> bool:
-    """Whether any worker was asked to stop: all must leave at the same epoch."""
+class _Loop:
+    """One worker's part of a training on several: `fitting`'s own callbacks around a loop of ours."""
+
+    def __init__(self, recipe, folder, strategy, environment, title):
+        self.recipe, self.strategy, self.environment = recipe, strategy, environment
+        self.index, self.workers = cluster()
+        self.data, self.validation = load_parts(recipe, environment)
+        self.steps = self.data.steps_per_epoch(recipe.batch_size)
+        with strategy.scope():
+            self.trainer = build_trainer(recipe, self.data)
+        checkpoints = CheckpointFolder(folder.checkpoints, recipe.digest())
+        self.epoch, self.step = checkpoints.restore(self.trainer) or (0, 0)
+        self.asked = False
+        self.callbacks = []
+        if self.index == 0:
+            folder.keep_history(self.epoch)
+            minutes = environment.minutes
+            saver = Checkpointing(checkpoints, self.steps, self.step, minutes, lambda: self.asked)
+            place = (recipe, folder, self.data, self.steps, self.epoch, self.step, title, environment)
+            self.watch, self.callbacks = observers(*place, saver)
+
+    def run(self):
+        callbacks = keras.callbacks.CallbackList(self.callbacks, model=self.trainer)
+        # Traced once, each by its own function: a batch of validation may be of any size.
+        self._train_step, self._test_step = (
+            self._step_of(self.trainer.train_step),
+            self._step_of(self.trainer.test_step),
+        )
+        batches = iter(self._batches())
+        try:
+            callbacks.on_train_begin()
+            for epoch in range(self.epoch, self.recipe.epochs):
+                self.trainer.begin_epoch(epoch)
+                self.trainer.reset_metrics()
+                callbacks.on_epoch_begin(epoch)
+                for at in range(self.step if epoch == self.epoch else 0, self.steps):
+                    self._one(at, next(batches), callbacks)
+                callbacks.on_epoch_end(epoch, self._epoch_logs())
+                if self.asked:
+                    raise Interrupted
+            callbacks.on_train_end()
+        finally:
+            if self.callbacks:
+                self.watch.bar.close()
+        return self.trainer.classifier
+
+    def _one(self, at: int, batch, callbacks) -> None:
+        logs, asked = self._train_step(batch, tf.constant(float(self.environment.stop())))
+        logs = {name: float(value) for name, value in logs.items()}
+        # Sums over all workers, so that all see the same, and leave after the same step.
+        self.asked = self.asked or float(asked) > 0
+        callbacks.on_train_batch_end(at, logs)
+        if not np.isfinite(logs["loss"]):
+            raise NonFiniteLoss(f"the loss became {logs['loss']:g}; the first worker's message says more.")
+        if self.asked and at + 1 < self.steps:
+            raise Interrupted
+
+    def _batches(self):
+        """This worker's part of the stream, distributed over its devices."""
+        recipe, replicas = self.recipe, self.strategy.num_replicas_in_sync
+        place = (recipe.batch_size, recipe.seed, self.epoch, self.step, recipe.epochs, recipe.augmentation)
+        own = self.data.batches(*place, part=(self.index, self.workers))
+        each = own.unbatch().batch(recipe.batch_size // replicas, drop_remainder=True)
+        return self.strategy.distribute_datasets_from_function(lambda _: each)
+
+    def _step_of(self, step):
+        """(batch, asked) -> the step's logs, averaged over all replicas, and how many workers were asked to stop."""
+
+        @tf.function(reduce_retracing=True)
+        def one(batch, asked):
+            names = []
+
+            def replica(batch):
+                logs = step(batch)
+                names[:] = logs
+                return tf.stack([*(tf.cast(v, tf.float32) for v in logs.values()), asked])
+
+            each = self.strategy.run(replica, args=(batch,))
+            total = self.strategy.reduce(tf.distribute.ReduceOp.SUM, each, axis=None)
+            count = self.strategy.num_replicas_in_sync
+            return {name: total[i] / count for i, name in enumerate(names)}, total[-1]
+
+        return one
+
+    def _epoch_logs(self) -> dict[str, float]:
+        """The epoch's metrics, and the validation images', as `fit` has them. Reading one asks all workers."""
+        logs = self._results("")
+        self.trainer.reset_metrics()
+        images, size = self.validation, self.recipe.batch_size
+        for start in range(0, len(images), size):
+            chosen = np.arange(start, min(start + size, len(images)))
+            parts = np.array_split(chosen, self.strategy.num_replicas_in_sync)
+
+            def value(context, parts=parts):
+                mine = parts[context.replica_id_in_sync_group]
+                return tf.constant(images.floats(mine)), tf.constant(images.labels[mine])
+
+            self._test_step(self.strategy.experimental_distribute_values_from_function(value), tf.constant(0.0))
+        return {**logs, **self._results("val_")}
+
+    def _results(self, prefix: str) -> dict[str, float]:
+        return {f"{prefix}{metric.name}": float(metric.result()) for metric in self.trainer.metrics}
+
+
+def _total(strategy, value) -> float:
+    """The sum of a number over all replicas of all workers."""
 
     @tf.function
     def total():
-        value = tf.constant(float(asked))
         return strategy.reduce(tf.distribute.ReduceOp.SUM, strategy.run(lambda: value), axis=None)
 
-    return bool(total() > 0)
+    return float(total())

@@ -10,6 +10,7 @@ from covkeras.files import write_aside
 from covkeras.interrupts import Interrupted
 from covkeras.jobs import Environment, progress_bar
 from covkeras.labels import pair_flip
+from covkeras.precision import settled, warn_if_slow
 from covkeras.recipes import MODELS, Recipe
 from covkeras.runs import RunFolder
 from covkeras.trainer import CertifiedTrainer
@@ -19,7 +20,7 @@ from covkeras.validation import check_labels
 def build_classifier(recipe: Recipe, data):
     """Builds the recipe's model for the data's images and classes, with weights drawn from the recipe's seed."""
     before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(recipe.precision)
+    keras.config.set_dtype_policy(settled(recipe, report=lambda text: None).precision)
     try:
         keras.utils.set_random_seed(recipe.seed)
         return MODELS[recipe.model](input_shape=data.image_shape, num_classes=len(data.class_names))
@@ -46,12 +47,15 @@ class _CleanTest(keras.callbacks.Callback):
         self.test = test
 
     def on_epoch_end(self, epoch, logs=None):
-        batches = (slice(i, i + 500) for i in range(0, len(self.test), 500))
-        hits = [
-            self.model.classifier.predict_on_batch(self.test.floats(b)).argmax(1) == self.test.labels[b]
-            for b in batches
-        ]
-        logs["clean_test_accuracy"] = float(np.concatenate(hits).mean())
+        logs["clean_test_accuracy"] = clean_accuracy(self.model.classifier, self.test)
+
+
+def clean_accuracy(classifier, data, batch_size: int = 500) -> float:
+    """The share of images that the classifier itself, without noise, gets right."""
+    batches = [slice(i, i + batch_size) for i in range(0, len(data), batch_size)]
+    # Called as it is: `predict` would ask all machines of a cluster.
+    hits = [np.asarray(classifier(data.floats(b), training=False)).argmax(1) == data.labels[b] for b in batches]
+    return float(np.concatenate(hits).mean())
 
 
 class NonFiniteLoss(RuntimeError):
@@ -74,7 +78,7 @@ class _Watch(keras.callbacks.Callback):
             shown["propagated radius"] = logs["propagated_radius"]
         self.bar.set_postfix({k: f"{v:.3g}" for k, v in shown.items()}, refresh=False)
         if not np.isfinite(logs["loss"]):
-            self._stop()
+            self._stop(logs["loss"])
         self.step += 1
 
     def on_epoch_end(self, epoch, logs=None):
@@ -83,14 +87,14 @@ class _Watch(keras.callbacks.Callback):
         self.folder.append_history({"epoch": epoch, **{k: f"{v:.6g}" for k, v in logs.items()}})
         self.epoch, self.step = epoch + 1, 0
 
-    def _stop(self):
+    def _stop(self, loss):
         recipe = self.recipe
         at = (recipe.batch_size, recipe.seed, self.epoch, self.step, self.epoch + 1, recipe.augmentation)
         images, labels = next(iter(self.data.batches(*at)))
         path = self.folder.path / "non_finite_batch.npz"
         np.savez(path, images=images, labels=labels)
         raise NonFiniteLoss(
-            f"the loss became {self.model.means['loss'].result():g} in epoch {self.epoch}, step {self.step}; the batch "
+            f"the loss became {loss:g} in epoch {self.epoch}, step {self.step}; the batch "
             f"is in {path}. Lower --learning-rate or --lam; the checkpoints before it are whole."
         )
 
@@ -105,12 +109,40 @@ def load_training(recipe: Recipe, environment: Environment):
     return data
 
 
+def load_parts(recipe: Recipe, environment: Environment):
+    """Loads the training split and the validation images that every epoch is judged on; refuses labels out of range."""
+    data = load_training(recipe, environment)
+    validation = environment.load(recipe, "validation").head(max(1, min(5_000, len(data) // 8)))
+    for part in (data, validation):
+        # A stream's labels are checked batch by batch, in the training step.
+        check_labels(getattr(part, "labels", np.zeros(0, np.int64)), len(data.class_names))
+    return data, validation
+
+
+def observers(recipe: Recipe, folder: RunFolder, data, steps, epoch, step, title, environment: Environment, saver):
+    """Returns what watches a training: its bar and history, and all callbacks in their order, TensorBoard the last."""
+    watch = _Watch(recipe, folder, data, steps, epoch, step, title)
+    judge = [_CleanTest(environment.load(recipe, "test").head(10_000))] if recipe.label_noise else []
+    board = keras.callbacks.TensorBoard(folder.path / "tensorboard", write_graph=False)
+    return watch, [*judge, watch, saver, board]
+
+
 def build_trainer(recipe: Recipe, data) -> CertifiedTrainer:
     """Builds and compiles the recipe's trainer; call it under the strategy's scope."""
     trainer = CertifiedTrainer(build_classifier(recipe, data), recipe.objective(), seed=recipe.seed)
     trainer.compile(optimizer=build_optimizer(recipe, data.steps_per_epoch(recipe.batch_size)))
     trainer.optimizer.build(trainer.classifier.trainable_variables)
     return trainer
+
+
+def step_of(recipe: Recipe, data):
+    """Returns a function that makes one compiled training step of the recipe on one batch of the data."""
+    trainer = build_trainer(recipe, data)
+    trainer.begin_epoch(recipe.epochs)
+    images, labels = next(iter(data.batches(recipe.batch_size, augmentation=recipe.augmentation)))
+    # Traced by hand: TensorFlow would warn of one function, several trainers' method, that is traced over and over.
+    step = tf.function(trainer.train_step).get_concrete_function((images, labels))
+    return lambda: step((images, labels))["loss"].numpy()
 
 
 def check_batch(recipe: Recipe, replicas: int) -> None:
@@ -127,28 +159,33 @@ def train(recipe: Recipe, folder: RunFolder, environment=Environment(), title: s
         trainer: of `build_trainer` for the recipe; by default it is built.
 
     Raises:
-        Interrupted: a stop was asked for; everything is saved. NonFiniteLoss. OSError: the disk is full.
+        Interrupted: a stop was asked for; everything is saved. NonFiniteLoss. OSError: the disk is full. InUse: another
+            process works in the folder.
     """
     if folder.classifier_file.exists():
         return keras.models.load_model(folder.classifier_file, compile=False)
-    data = load_training(recipe, environment)
-    validation = environment.load(recipe, "validation").head(max(1, min(5_000, len(data) // 8)))
-    for part in (data, validation):
-        # A stream's labels are checked batch by batch, in the training step.
-        check_labels(getattr(part, "labels", np.zeros(0, np.int64)), len(data.class_names))
+    if recipe.precision == "auto":
+        raise ValueError("recipe must have its precision settled before it is trained: covkeras.precision.settled.")
+    with folder.held():
+        return _train(recipe, folder, environment, title, trainer)
+
+
+def _train(recipe: Recipe, folder: RunFolder, environment: Environment, title: str, trainer):
+    data, validation = load_parts(recipe, environment)
     steps = data.steps_per_epoch(recipe.batch_size)
     strategy = devices.strategy(environment.devices)
     check_batch(recipe, strategy.num_replicas_in_sync)
     if trainer is None:
         with strategy.scope():
             trainer = build_trainer(recipe, data)
+    if strategy.num_replicas_in_sync == 1:
+        with strategy.scope():
+            warn_if_slow(recipe, lambda one: step_of(one, data))
     checkpoints = CheckpointFolder(folder.checkpoints, recipe.digest())
     epoch, step = checkpoints.restore(trainer) or (0, 0)
     folder.keep_history(epoch)
-    watch = _Watch(recipe, folder, data, steps, epoch, step, title)
     saver = Checkpointing(checkpoints, steps, step, environment.minutes, environment.stop)
-    judge = [_CleanTest(environment.load(recipe, "test").head(10_000))] if recipe.label_noise else []
-    board = keras.callbacks.TensorBoard(folder.path / "tensorboard", write_graph=False)
+    watch, callbacks = observers(recipe, folder, data, steps, epoch, step, title, environment, saver)
     held_out = tf.data.Dataset.from_tensor_slices((validation.floats(), validation.labels)).batch(recipe.batch_size)
     try:
         while epoch < recipe.epochs:
@@ -160,7 +197,7 @@ def train(recipe: Recipe, folder: RunFolder, environment=Environment(), title: s
                 epochs=last,
                 steps_per_epoch=steps - step,
                 validation_data=held_out,
-                callbacks=[*judge, watch, saver, board],
+                callbacks=callbacks,
                 verbose=0,
                 shuffle=False,
             )

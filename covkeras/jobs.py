@@ -1,20 +1,17 @@
 """What a job needs besides its recipe; the certification job. Jobs resume where they stopped when called again."""
 
 import dataclasses
-import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from covkeras import datasets, devices
 from covkeras.certification import records
-from covkeras.certification.certificates import (
-    CertificateFile,
-    average_certified_radius,
-    read_certificates,
-)
+from covkeras.certification.certificates import average_certified_radius
+from covkeras.certification.logs import CertificateFile, read_certificates, sorted_certificates
 from covkeras.certification.smoothing import SmoothedClassifier
 from covkeras.interrupts import Interrupted
 from covkeras.recipes import Recipe
@@ -79,16 +76,53 @@ def certify(
         Interrupted: a stop was asked for; every finished image is in the file.
     """
     data = environment.load(recipe, split).head(recipe.certify_images)
-    check_fits(classifier, recipe.data, data.image_shape, len(data.class_names))
-    check_labels(data.labels, len(data.class_names))
     certifier = smoothed(recipe, classifier, environment)
-    n0, n, alpha, seed = recipe.certify_n0, recipe.certify_n, recipe.certify_alpha, recipe.seed
-    what = {"data": recipe.data, "split": split, "n0": n0, "n": n, "alpha": alpha, "seed": seed}
-    with records.open_records(folder.certificates_file, records.settings_of(certifier, **what)) as file:
-        todo = undone(file, np.arange(len(data)))
-        work = enumerate(certifier.certify_each(data.floats(todo), n0, n, alpha, seed, todo))
-        append_each(file, work, data.labels, todo, environment.stop, title)
+    budget = {"n0": recipe.certify_n0, "n": recipe.certify_n, "alpha": recipe.certify_alpha, "seed": recipe.seed}
+    what = {"data": recipe.data, "split": split, "image_size": recipe.image_size, **budget}
+    with folder.held():
+        certify_images(
+            certifier,
+            data,
+            np.arange(len(data)),
+            folder.certificates_file,
+            what,
+            lambda images, indices: enumerate(certifier.certify_each(images, **budget, indices=indices)),
+            environment.stop,
+            title,
+        )
     return sorted_certificates(folder.certificates_file)
+
+
+def certify_images(
+    certifier: SmoothedClassifier,
+    data,
+    indices: np.ndarray,
+    out: Path,
+    what: dict,
+    work: Callable,
+    stop: Callable[[], bool],
+    title: str = "certify",
+    radius: float | None = None,
+) -> None:
+    """Certifies images of a data set, appending to a certificate file those that are not there yet.
+
+    Args:
+        certifier: the smoothed classifier. data: ImageData. indices: (images,), their numbers in it.
+        out: the file; what: the settings besides the classifier's own, for its sidecar.
+        work: (images, indices) -> iterator of (position, Certificates of length 1); checks its arguments at once.
+        stop: asked after every image. title: of the progress bar. radius: where it alone is decided.
+
+    Raises:
+        ValueError: the classifier has another head, or takes other images, than the data set; the file was made with
+            another classifier or other settings. InUse: another process writes it. Interrupted: a stop was asked for.
+    """
+    check_fits(certifier.classifier, data.name, data.image_shape, len(data.class_names))
+    check_labels(data.labels, len(data.class_names))
+    # Checks the other arguments, before the file is made.
+    work(data.floats(indices[:0]), indices[:0])
+    with records.open_records(out, records.settings_of(certifier, **what)) as file:
+        todo = undone(file, indices)
+        append_each(file, work(data.floats(todo), todo), data.labels, todo, stop, title, radius)
 
 
 def undone(file: CertificateFile, indices: np.ndarray) -> np.ndarray:
@@ -118,10 +152,3 @@ def append_each(file: CertificateFile, work, labels, todo, stop, title: str, rad
             bar.update()
             if stop():
                 raise Interrupted
-
-
-def sorted_certificates(path: str | os.PathLike):
-    """Reads (indices, labels, Certificates) in the order of the test set."""
-    indices, labels, certificates = read_certificates(path)
-    order = np.argsort(indices, kind="stable")
-    return indices[order], labels[order], certificates.take(order)

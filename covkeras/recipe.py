@@ -6,6 +6,7 @@ import json
 import math
 
 from covkeras import models, objectives
+from covkeras.certification.confidence import check_enough
 from covkeras.certification.noise import NOISES
 from covkeras.certification.voting import PRECISIONS as CERTIFIED_PRECISIONS
 from covkeras.datasets.augmentation import AUGMENTATIONS
@@ -13,7 +14,7 @@ from covkeras.objectives import adjoint_radius
 from covkeras.validation import check_between, check_choice, check_count
 
 MODELS = {"lenet": models.lenet, "lenet_5x5": models.lenet_5x5, "preact_resnet18": models.preact_resnet18}
-PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
+PRECISIONS = ("auto", "float32", "mixed_bfloat16", "mixed_float16")
 METHODS = tuple(objectives.METHODS)
 
 
@@ -43,7 +44,11 @@ class Recipe:
     )
     sigma: float = _number(0.5, "noise level in [0, 1] pixel units", 0)
     lam: float = _number(4.0, "weight of the robustness loss", 0, closed="left")
-    gamma: float = _number(8.0, "hinge offset, in the units of sigma", 0)
+    gamma: float = _number(
+        8.0,
+        "hinge offset: a radius for covariance_radius, sd for adjoint_radius, a difference of quantiles for macer",
+        0,
+    )
     r_max: float = _number(0.1, "bound on the correlation between pixels", 0, 1, closed="left")
     switch_epoch: int = _count(0, "epoch (from 0) at which lam is switched on", 0)
     num_copies: int = _count(0, "noisy copies of macer (0 = 16) and consistency (0 = 2)", 0)
@@ -90,7 +95,9 @@ class Recipe:
     decay: float = _number(0.1, "factor on the learning rate", 0, 1, closed="right")
     momentum: float = _number(0.9, "of SGD", 0, 1, closed="left")
     weight_decay: float = _number(0.0, "of SGD, decoupled", 0, closed="left")
-    precision: str = _field("float32", "arithmetic of the layers", choices=PRECISIONS)
+    precision: str = _field(
+        "auto", "arithmetic of the layers; auto = the fastest on this device, recorded", choices=PRECISIONS
+    )
     seed: int = _count(0, "of weights, order, training and certification noise", 0, 2**31 - 1)
     certify_images: int = _count(200, "test images to certify")
     certify_n0: int = _count(100, "samples to choose the class")
@@ -106,10 +113,27 @@ class Recipe:
     def __post_init__(self):
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, _checked(field, getattr(self, field.name)))
+        check_enough("certify_n", self.certify_n, self.certify_alpha)
 
     def replace(self, **changes) -> "Recipe":
         """Returns a copy with other values."""
         return dataclasses.replace(self, **changes)
+
+    def with_method(self, method: str, **changes) -> "Recipe":
+        """Returns a copy for another method, with what that one's authors publish for these data and this sigma.
+
+        The recipe's weights are its own method's. Every program changes methods this way, so that a method trains the
+        same from each. changes: fields that are told otherwise.
+        """
+        other = self.replace(**changes)
+        if method == self.method:
+            return other
+        own = objectives.METHODS[check_choice("method", method, METHODS)].published(
+            other.data, other.sigma, other.epochs, other.switch_epoch
+        )
+        # What a method publishes nothing about is as it was before there was a method to tune.
+        own = {"lam": 4.0, "gamma": 8.0, "switch_epoch": 0, "noisy_mean": False, **own} if own else {}
+        return self.replace(**{"method": method, **own, **changes})
 
     def diff(self, other: "Recipe") -> dict[str, tuple]:
         """Returns {field: (here, there)} of the fields that differ."""
@@ -142,14 +166,14 @@ class Recipe:
         unknown = sorted(set(values) - set(known))
         if unknown:
             raise ValueError(f"recipe has unknown fields {unknown}; known are {', '.join(known)}.")
-        return cls(**values)
+        # A file that names a method and not its weights means the method's.
+        return cls().with_method(**{"method": cls.method, **values})
 
     def objective(self, method: str | None = None):
         """Builds the objective of `method` (by default the recipe's own) from the fields it takes."""
         method = method or self.method
         kind = objectives.METHODS[method]
-        names = kind.__init__.__code__.co_varnames[1 : kind.__init__.__code__.co_argcount]
-        return kind(**{name: getattr(self, name) for name in names})
+        return kind(**{name: getattr(self, name) for name in kind.hyperparameters()})
 
 
 def _checked(field: dataclasses.Field, value):

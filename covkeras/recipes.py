@@ -50,6 +50,8 @@ RECIPES = {
             switch_epoch=50,
             learning_rate=0.05,
             decay_epochs=(50, 75),
+            # Images of 8 x 8 gain nothing from bfloat16, and the figures are the same on every machine.
+            precision="float32",
             certify_images=360,
         ),
         _SMALL.replace(name="mnist", data="mnist"),
@@ -64,7 +66,6 @@ RECIPES = {
             decay_epochs=(30, 60),
             switch_epoch=0,
             weight_decay=0.001,
-            precision="mixed_bfloat16",
             certify_n=10_000,
         ),
         _SMALL.replace(name="svhn", data="svhn", model="preact_resnet18", augmentation="crop"),
@@ -114,7 +115,7 @@ def find(name: str | os.PathLike) -> Recipe:
         return RECIPES[str(name)]
     if str(name).endswith(".json"):
         try:
-            return Recipe.from_json(Path(name).read_text())
+            return Recipe.from_json(Path(name).expanduser().read_text())
         except (json.JSONDecodeError, TypeError, ValueError) as error:
             raise ValueError(f"{name} is no recipe: {error}") from None
     raise ValueError(f"recipe must be one of {', '.join(RECIPES)} or a .json file, got {str(name)!r}.")

@@ -6,7 +6,7 @@ import json
 import os
 from pathlib import Path
 
-from covkeras.files import is_taken, write_aside
+from covkeras.files import held, is_taken, write_aside
 from covkeras.recipes import Recipe
 
 
@@ -48,6 +48,10 @@ class RunFolder:
     def export(self) -> Path:
         return self.path / "export"
 
+    def held(self):
+        """Context manager: the folder is this process's alone. Raises InUse where another one works in it."""
+        return held(self.path)
+
     def check(self, recipe: Recipe) -> None:
         """Refuses, before anything is written, a folder that can't be used for the recipe.
 
@@ -81,6 +85,10 @@ class RunFolder:
     def recipe(self) -> Recipe:
         return Recipe.from_json(self.recipe_file.read_text())
 
+    def recorded(self) -> Recipe | None:
+        """The recipe of a folder that was begun, else None."""
+        return self.recipe() if self.recipe_file.exists() else None
+
     def history(self) -> list[dict[str, str]]:
         """Returns the rows of history.csv, one per epoch."""
         if not self.history_file.exists():
@@ -104,6 +112,20 @@ class RunFolder:
             if first:
                 writer.writeheader()
             writer.writerow(row)
+
+
+def recorded_recipe(file: Path) -> Recipe | None:
+    """The recipe in a folder's record of `claim_record`, None where there is none.
+
+    Raises:
+        ValueError: the record is damaged.
+    """
+    if not file.exists():
+        return None
+    try:
+        return Recipe.from_json(json.dumps(json.loads(file.read_text())["recipe"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} is damaged ({error}). Restore it, or choose another --out.") from None
 
 
 def claim_record(file: Path, here: dict, kind: str) -> None:

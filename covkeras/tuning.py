@@ -1,6 +1,8 @@
 """Search for the recipe with the largest certified radius: a keras-tuner HyperModel over any fields of a recipe."""
 
 import dataclasses
+import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -51,7 +53,9 @@ class CertifiedHyperModel(kt.HyperModel):
 
     def trial_recipe(self, hp: kt.HyperParameters) -> Recipe:
         """Returns the recipe of a trial's values."""
-        recipe = self.recipe.replace(**{one.field: one.declare(hp) for one in self.space})
+        recipe = self.recipe.with_method(
+            **{"method": self.recipe.method, **{one.field: one.declare(hp) for one in self.space}}
+        )
         return scaled(recipe, hp.values["tuner/epochs"]) if "tuner/epochs" in hp.values else recipe
 
     def build(self, hp):
@@ -141,6 +145,8 @@ def make_tuner(hypermodel: CertifiedHyperModel, kind: str = "bayesian", trials: 
     if kind in ("grid", "ablation") and any(not one.values for one in hypermodel.space):
         raise ValueError(f"the {kind} tuner takes lists, such as lam=0,0.5,1,4; got an interval.")
     _claim(hypermodel, kind, seed)
+    if "KERASTUNER_ORACLE_IP" not in os.environ or "chief" in os.environ.get("KERASTUNER_TUNER_ID", ""):
+        set_damage_aside(hypermodel.folder / "trials")
     common = {
         "objective": kt.Objective(hypermodel.objective.text, "max"),
         "hyperparameters": hypermodel.hyperparameters(),
@@ -162,6 +168,30 @@ def make_tuner(hypermodel: CertifiedHyperModel, kind: str = "bayesian", trials: 
         }
         oracle = oracles[kind](max_trials=trials, **common)
     return CertifiedTuner(oracle, hypermodel, directory=str(hypermodel.folder), project_name="trials", overwrite=False)
+
+
+def set_damage_aside(project: Path, report=print) -> Path | None:
+    """Moves keras-tuner's own records aside where a file of theirs is cut, as a full disk leaves them.
+
+    A search can be told again from its runs, which are named by their recipes: the tuner proposes the same trials
+    again, and those that are done are read.
+
+    Returns:
+        The damaged file's new place, or None.
+    """
+    for file in [*sorted(project.glob("*.json")), *sorted(project.glob("trial_*/trial.json"))]:
+        try:
+            json.loads(file.read_text())
+        except (ValueError, OSError) as error:
+            aside = next(p for i in range(1_000) if not (p := project.with_name(f"{project.name}.damaged{i}")).exists())
+            project.rename(aside)
+            damaged = aside / file.relative_to(project)
+            report(
+                f"{damaged} is damaged ({error}): keras-tuner's records are set aside, in {aside}. The search goes on; "
+                "trials that were done are read from their runs."
+            )
+            return damaged
+    return None
 
 
 def _claim(hypermodel: CertifiedHyperModel, kind: str, seed: int) -> None:
@@ -197,7 +227,7 @@ def trials_of(oracle, hypermodel: CertifiedHyperModel) -> list[Trial]:
 
 def baselines(recipe: Recipe) -> dict[str, Recipe]:
     """Returns what must stand beside any winner: the method without its robustness loss, and noise alone."""
-    plain = {"gaussian_augmentation": recipe.replace(method="gaussian_augmentation")}
+    plain = {"gaussian_augmentation": recipe.with_method("gaussian_augmentation")}
     return plain if recipe.method == "gaussian_augmentation" else {"lam 0": recipe.replace(lam=0.0), **plain}
 
 

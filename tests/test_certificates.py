@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from covkeras.certification import Certificates, average_certified_radius, certified_accuracy, read_certificates
-from covkeras.certification.certificates import CertificateFile
+from covkeras.certification.logs import CertificateFile
 
 
 def certificates():

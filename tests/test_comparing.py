@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import call_program
 
-from covkeras import comparing, recipes
+from covkeras import comparing, fitting, recipes
 from covkeras.comparing import Comparison, Cost, Entry, Outcome
 from covkeras.comparison_report import comparison_table
 from covkeras.report import Result
@@ -170,4 +170,4 @@ def test_clean_accuracy_is_the_plain_classifiers(digits):
 
     classifier, some = models.lenet((8, 8, 1)), digits.head(70)
     expected = (classifier.predict(some.floats(), verbose=0).argmax(1) == some.labels).mean()
-    assert comparing.clean_accuracy(classifier, some, batch_size=32) == pytest.approx(expected)
+    assert fitting.clean_accuracy(classifier, some, batch_size=32) == pytest.approx(expected)

@@ -5,7 +5,6 @@ certificates.tsv with the settings beside it (FILE.json), as run.py and certify.
 """
 
 import argparse
-import json
 import sys
 
 from covkeras import startup
@@ -16,6 +15,8 @@ import keras  # noqa: E402
 
 from covkeras import cli, datasets, diagnostics, jobs, report  # noqa: E402
 from covkeras.certification import SmoothedClassifier, records  # noqa: E402
+from covkeras.files import user_path  # noqa: E402
+from covkeras.validation import check_fits  # noqa: E402
 
 EXAMPLES = """examples:
   python training/attack.py runs/digits/classifier.keras --certificates runs/digits/certificates.tsv
@@ -27,9 +28,12 @@ def parse(arguments=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=cli.Formatter, allow_abbrev=False
     )
-    parser.add_argument("classifier", help="the certified classifier (.keras)")
-    parser.add_argument("--certificates", required=True, metavar="FILE", help="its certificates.tsv")
-    parser.add_argument("--data-dir", metavar="DIR", help="folder of prepared TFDS data sets (default: TFDS's own)")
+    parser.add_argument("classifier", type=user_path, help="the certified classifier (.keras)")
+    parser.add_argument("--certificates", required=True, type=user_path, metavar="FILE", help="its certificates.tsv")
+    parser.add_argument(
+        "--data-dir", type=user_path, metavar="DIR", help="folder of prepared TFDS data sets (default: TFDS's own)"
+    )
+    parser.add_argument("--image-size", type=int, help="the images were resized to (default: as the certificates say)")
     parser.add_argument("--max", type=int, default=200, help="attack so many images at most (default: 200)")
     parser.add_argument("--factors", type=float, nargs="+", default=[1.0, 1.25, 1.5, 2.0, 3.0], help="of the radius")
     parser.add_argument("--steps", type=int, default=20, help="of the ascent (default: 20)")
@@ -40,10 +44,7 @@ def parse(arguments=None) -> argparse.Namespace:
 
 
 def attack(flags, stop) -> None:
-    beside = records.sidecar(flags.certificates)
-    if not beside.exists():
-        raise ValueError(f"{flags.certificates} has no {beside.name} that says what made it.")
-    settings = json.loads(beside.read_text())
+    settings = records.read_settings(flags.certificates)
     classifier = keras.models.load_model(flags.classifier, compile=False)
     smoothed = SmoothedClassifier(
         classifier, settings["sigma"], noise=settings["noise"], precision=settings.get("rebuilt_in")
@@ -52,7 +53,10 @@ def attack(flags, stop) -> None:
         raise ValueError(f"{flags.certificates} was made with another classifier than {flags.classifier}.")
     indices, _, certificates = jobs.sorted_certificates(flags.certificates)
     chosen = (certificates.radius > 0).nonzero()[0][: flags.max]
-    data = datasets.load(settings["data"], settings["split"], flags.data_dir, settings.get("image_size", 0))
+    # A file of an older version does not say the size.
+    size = settings.get("image_size", 0) if flags.image_size is None else flags.image_size
+    data = datasets.load(settings["data"], settings["split"], flags.data_dir, size)
+    check_fits(classifier, settings["data"], data.image_shape, len(data.class_names))
     images, part = data.floats(indices[chosen]), certificates.take(chosen)
     rows = [["factor", "images", "changed", "abstained", "unchanged", "median distance"]]
     for factor in jobs.progress_bar(iterable=flags.factors, desc="attack", unit="factor"):

@@ -24,8 +24,9 @@ from covkeras.certification.deciding import certify_to_each, decide_each  # noqa
 from covkeras.certification.noise import NOISES  # noqa: E402
 from covkeras.certification.sequential import required_probability  # noqa: E402
 from covkeras.certification.voting import PRECISIONS  # noqa: E402
+from covkeras.files import user_path  # noqa: E402
 from covkeras.interrupts import Interrupted  # noqa: E402
-from covkeras.validation import check_count, check_fits, check_labels  # noqa: E402
+from covkeras.validation import check_count  # noqa: E402
 
 EXAMPLES = """examples:
   python training/certify.py runs/digits/classifier.keras --data digits --sigma 0.25 --out digits.tsv
@@ -41,11 +42,17 @@ def parse(arguments=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=cli.Formatter, allow_abbrev=False
     )
-    parser.add_argument("files", nargs="+", metavar="FILE", help="the classifier (.keras); with --merge the shards")
-    parser.add_argument("--merge", metavar="OUT", help="merge shards into OUT instead of certifying")
-    parser.add_argument("--out", metavar="FILE", help="certificates, appended to (default: certificates.tsv)")
+    parser.add_argument(
+        "files", nargs="+", metavar="FILE", type=user_path, help="the classifier (.keras); with --merge the shards"
+    )
+    parser.add_argument("--merge", metavar="OUT", type=user_path, help="merge shards into OUT instead of certifying")
+    parser.add_argument(
+        "--out", metavar="FILE", type=user_path, help="certificates, appended to (default: certificates.tsv)"
+    )
     parser.add_argument("--data", default="digits", help="data set (default: digits)")
-    parser.add_argument("--data-dir", metavar="DIR", help="folder of prepared TFDS data sets (default: TFDS's own)")
+    parser.add_argument(
+        "--data-dir", metavar="DIR", type=user_path, help="of prepared TFDS data sets (default: TFDS's own)"
+    )
     parser.add_argument("--image-size", type=int, default=0, help="resize to so many pixels (default: as stored)")
     parser.add_argument("--split", default="test", choices=datasets.SPLITS, help="default: test")
     parser.add_argument("--sigma", type=float, help="noise level in [0, 1] pixel units")
@@ -83,19 +90,29 @@ def chosen(flags, count: int) -> np.ndarray:
     if not (part.isdigit() and parts.isdigit() and int(part) < int(parts)):
         raise ValueError(f"shard must be I/N with 0 <= I < N, such as 0/8, got {flags.shard!r}.")
     end = count if flags.max is None else min(check_count("max", flags.max), count)
-    return np.arange(flags.start, end, flags.skip)[int(part) :: int(parts)]
+    indices = np.arange(flags.start, end, flags.skip)[int(part) :: int(parts)]
+    if not len(indices):
+        raise ValueError(
+            f"no image is left to certify: start {flags.start}, max {end}, skip {flags.skip}, shard {flags.shard} of "
+            f"{count} images. Lower --start, or raise --max."
+        )
+    return indices
 
 
-def work_on(smoothed, data, todo, flags) -> Iterator:
-    """The images' certificates as (position, Certificates): at fixed n, to a precision, or for one radius."""
-    images = data.floats(todo)
-    if flags.radius is not None:
-        decisions = decide_each(smoothed, images, flags.radius, flags.alpha, flags.n, flags.n0, flags.seed, todo)
-        p0 = required_probability(flags.radius, flags.sigma)
-        return ((position, decision.as_certificates(p0)) for position, decision in decisions)
-    if flags.tolerance is not None:
-        return certify_to_each(smoothed, images, flags.tolerance, flags.alpha, flags.n, flags.n0, flags.seed, todo)
-    return enumerate(smoothed.certify_each(images, flags.n0, flags.n, flags.alpha, flags.seed, todo))
+def work_on(smoothed, flags):
+    """(images, indices) -> the certificates as (position, Certificates): at fixed n, to a precision, or one radius."""
+    budget = {"alpha": flags.alpha, "n0": flags.n0, "seed": flags.seed}
+
+    def work(images, indices) -> Iterator:
+        if flags.radius is not None:
+            decisions = decide_each(smoothed, images, flags.radius, max_n=flags.n, indices=indices, **budget)
+            p0 = required_probability(flags.radius, flags.sigma)
+            return ((position, decision.as_certificates(p0)) for position, decision in decisions)
+        if flags.tolerance is not None:
+            return certify_to_each(smoothed, images, flags.tolerance, max_n=flags.n, indices=indices, **budget)
+        return enumerate(smoothed.certify_each(images, n=flags.n, indices=indices, **budget))
+
+    return work
 
 
 def certify(flags, stop) -> None:
@@ -111,24 +128,20 @@ def certify(flags, stop) -> None:
     )
     data = datasets.load(flags.data, flags.split, flags.data_dir, flags.image_size)
     data = data.head(min(flags.max or len(data), len(data)))
-    check_fits(classifier, flags.data, data.image_shape, len(data.class_names))
-    check_labels(data.labels, len(data.class_names))
     indices = chosen(flags, len(data))
     out = Path(flags.out or "certificates.tsv")
-    # Checks the other arguments, before the file is made.
-    work_on(smoothed, data, indices[:0], flags)
     names = ("data", "split", "image_size", "n0", "n", "alpha", "seed", "radius", "tolerance")
     what = {name: getattr(flags, name) for name in names}
-    with records.open_records(out, records.settings_of(smoothed, **what)) as file:
-        todo = jobs.undone(file, indices)
-        work = work_on(smoothed, data, todo, flags)
-        jobs.append_each(file, work, data.labels, todo, stop, "certify", flags.radius)
+    jobs.certify_images(smoothed, data, indices, out, what, work_on(smoothed, flags), stop, "certify", flags.radius)
     _, labels, certificates = read_certificates(out)
     if flags.radius is None:
-        print(report.plain(report.accuracy_table([report.Result(out.stem, labels, certificates)])))
+        print(report.plain(report.accuracy_table([report.Result(records.log_name(out), labels, certificates)])))
     else:
         share = certified_accuracy(certificates, labels, [flags.radius])[0]
         print(f"certified at {flags.radius:g}: {share:.3f} of {len(labels)}, {certificates.samples.mean():.0f} samples")
+    void = int(certificates.void.sum())
+    if void:
+        print(f"void: {void} of {int(certificates.samples.sum())} votes, by NaN logits or noise in doubt")
 
 
 def main(arguments=None) -> int:

@@ -12,9 +12,11 @@ from covkeras import startup
 
 startup.quiet_tensorflow()
 
-from covkeras import cli  # noqa: E402
+from covkeras import cli, precision  # noqa: E402
 from covkeras.comparing import Comparison, Entry, Outcome  # noqa: E402
 from covkeras.comparison_report import write_comparison_report  # noqa: E402
+from covkeras.files import held, user_path  # noqa: E402
+from covkeras.runs import recorded_recipe  # noqa: E402
 
 DEFAULT = ("gaussian_augmentation", "covariance_radius", "consistency", "adjoint_radius")
 EXAMPLES = """examples:
@@ -41,7 +43,9 @@ def parse(arguments=None) -> argparse.Namespace:
     parser.add_argument(
         "--seconds", type=float, default=0.0, help="of training for each method (default: the recipe's epochs)"
     )
-    parser.add_argument("--out", metavar="DIR", help="the comparison's folder (default: comparisons/RECIPE)")
+    parser.add_argument(
+        "--out", type=user_path, metavar="DIR", help="the comparison's folder (default: comparisons/RECIPE)"
+    )
     cli.add_environment_flags(parser)
     cli.add_recipe_flags(parser)
     return parser.parse_args(arguments)
@@ -51,22 +55,30 @@ def work(flags, stop) -> None:
     recipe = cli.recipe_from(flags)
     if flags.show:
         return cli.show(flags, recipe)
+    out = Path(flags.out or Path("comparisons") / recipe.name)
+    recipe = precision.settled(recipe, recorded_recipe(out / "comparison.json"))
     entries = [Entry.parse(text, recipe) for text in flags.methods]
     for what, values in (("methods", flags.methods), ("seeds", flags.seeds)):
         if len(set(values)) < len(values):
             raise ValueError(f"{what} must differ, got {' '.join(map(str, values))}.")
     environment = cli.environment_from(flags, stop)
-    comparison = Comparison(flags.out or Path("comparisons") / recipe.name, recipe, flags.seconds, environment)
+    comparison = Comparison(out, recipe, flags.seconds, environment)
     comparison.claim(entries, flags.seeds)
+    with held(out):
+        run(comparison, entries, flags.seeds)
+
+
+def run(comparison: Comparison, entries, seeds) -> None:
+    """Times, trains and certifies what is not done yet, and reports."""
     costs = comparison.costs(entries)
     entries = [comparison.budgeted(e, costs) for e in entries]
     done = {}
-    for seed in flags.seeds:  # a whole table with one seed before the next begins
+    for seed in seeds:  # a whole table with one seed before the next begins
         for entry in entries:
             done[entry.label, seed] = comparison.run(entry, seed)
     outcomes = []
     for e in entries:
-        results, clean = zip(*(done[e.label, seed] for seed in flags.seeds), strict=True)
+        results, clean = zip(*(done[e.label, seed] for seed in seeds), strict=True)
         outcomes.append(Outcome(e, results, clean, costs[e.label], comparison.epoch_seconds(e, costs)))
     print(write_comparison_report(comparison, outcomes))
     print(f"\nreport: {comparison.path / 'report' / 'index.html'}")

@@ -17,6 +17,7 @@ import keras  # noqa: E402
 
 from covkeras import cli, comparison_report, datasets, jobs  # noqa: E402
 from covkeras.diagnostics import growth, layerwise, page, toy  # noqa: E402
+from covkeras.files import user_path  # noqa: E402
 from covkeras.interrupts import Interrupted  # noqa: E402
 from covkeras.moments import MomentNetwork  # noqa: E402
 from covkeras.validation import check_count, check_fits  # noqa: E402
@@ -33,11 +34,15 @@ def parse(arguments=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=cli.Formatter, allow_abbrev=False
     )
-    parser.add_argument("--classifier", required=True, metavar="FILE", help="any Keras classifier of supported layers")
+    parser.add_argument(
+        "--classifier", required=True, type=user_path, metavar="FILE", help="any Keras classifier of supported layers"
+    )
     parser.add_argument(
         "--data", required=True, metavar="NAME", help="digits, or a TFDS data set: the test split's images"
     )
-    parser.add_argument("--data-dir", metavar="DIR", help="folder of prepared TFDS data sets (default: TFDS's own)")
+    parser.add_argument(
+        "--data-dir", type=user_path, metavar="DIR", help="folder of prepared TFDS data sets (default: TFDS's own)"
+    )
     parser.add_argument("--sigma", type=float, default=0.5, help="noise level in [0, 1] pixel units (default: 0.5)")
     parser.add_argument("--r-max", type=float, default=0.1, help="bound on the pixels' correlation (default: 0.1)")
     parser.add_argument("--images", type=int, default=8, help="test images to sample around (default: 8)")
@@ -45,8 +50,10 @@ def parse(arguments=None) -> argparse.Namespace:
     parser.add_argument("--show", nargs="+", default=[], metavar="LAYER", help="layers of the clouds (default: four)")
     parser.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
     parser.add_argument("--memory-gb", type=float, default=4.0, help="for one chunk's pre-activations (default: 4)")
-    parser.add_argument("--comparison", metavar="DIR", help="a folder of compare.py, for the step costs")
-    parser.add_argument("--out", metavar="DIR", help="default: diagnosis beside the classifier")
+    parser.add_argument(
+        "--comparison", type=user_path, metavar="DIR", help="a folder of compare.py, for the step costs"
+    )
+    parser.add_argument("--out", type=user_path, metavar="DIR", help="default: diagnosis beside the classifier")
     return parser.parse_args(arguments)
 
 

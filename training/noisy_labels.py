@@ -15,7 +15,8 @@ startup.quiet_tensorflow()
 
 import numpy as np  # noqa: E402
 
-from covkeras import cli, fitting, report  # noqa: E402
+from covkeras import cli, fitting, precision, report  # noqa: E402
+from covkeras.files import user_path  # noqa: E402
 from covkeras.runs import RunFolder  # noqa: E402
 
 EXAMPLES = """examples:
@@ -32,7 +33,9 @@ def parse(arguments=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=cli.Formatter, allow_abbrev=False
     )
-    parser.add_argument("--run-dir", metavar="DIR", help="folder of the runs (default: runs/noisy-RECIPE)")
+    parser.add_argument(
+        "--run-dir", type=user_path, metavar="DIR", help="folder of the runs (default: runs/noisy-RECIPE)"
+    )
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS, help="default: all")
     parser.add_argument("--last", type=int, default=10, metavar="N", help="epochs to average over (default: 10)")
     cli.add_environment_flags(parser)
@@ -42,9 +45,9 @@ def parse(arguments=None) -> argparse.Namespace:
 
 def recipes_of(recipe, methods):
     """The recipe of each method. Dropping takes the paper's 10 % unless the recipe says otherwise."""
-    dropping = recipe.replace(method="covariance_radius", drop_share=recipe.drop_share or 0.1)
+    dropping = recipe.with_method("covariance_radius", drop_share=recipe.drop_share or 0.1)
     plain = recipe.replace(drop_share=0.0)
-    return {m: dropping if m.endswith("+drop") else plain.replace(method=m) for m in methods}
+    return {m: dropping if m.endswith("+drop") else plain.with_method(m) for m in methods}
 
 
 def main(arguments=None) -> int:
@@ -61,6 +64,7 @@ def main(arguments=None) -> int:
         rows = [["method", "clean test accuracy", "sd", "last epochs", "best epoch's"]]
         for name, one in recipes_of(recipe, flags.methods).items():
             place = RunFolder(folder / name)
+            one = precision.settled(one, place.recorded())
             place.claim(one)
             fitting.train(one, place, environment, title=f"train {name}")
             accuracy = np.array([float(row["clean_test_accuracy"]) for row in place.history()])

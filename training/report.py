@@ -10,6 +10,7 @@ startup.quiet_tensorflow()
 
 from covkeras import cli, report  # noqa: E402
 from covkeras.certification import read_certificates  # noqa: E402
+from covkeras.files import user_path  # noqa: E402
 
 EXAMPLES = """examples:
   python training/report.py runs/digits/certificates.tsv runs/digits/reference/certificates.tsv --out compared
@@ -21,8 +22,10 @@ def parse(arguments=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=cli.Formatter, allow_abbrev=False
     )
-    parser.add_argument("files", nargs="+", metavar="FILE", help="idx label predict radius correct time, by tabs")
-    parser.add_argument("--out", metavar="DIR", help="write curve.png, table.md and index.html there")
+    parser.add_argument(
+        "files", nargs="+", type=user_path, metavar="FILE", help="idx label predict radius correct time, by tabs"
+    )
+    parser.add_argument("--out", type=user_path, metavar="DIR", help="write curve.png, table.md and index.html there")
     return parser.parse_args(arguments)
 
 

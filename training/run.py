@@ -8,8 +8,9 @@ from covkeras import startup
 
 startup.quiet_tensorflow()
 
-from covkeras import cli, devices, diagnostics, distributed, fitting, jobs, moments, report  # noqa: E402
+from covkeras import cli, devices, diagnostics, distributed, fitting, jobs, moments, precision, report  # noqa: E402
 from covkeras.exporting.runs import export_run  # noqa: E402
+from covkeras.files import quoted, user_path  # noqa: E402
 from covkeras.runs import RunFolder  # noqa: E402
 
 EXAMPLES = """examples:
@@ -29,7 +30,7 @@ def parse(arguments=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=cli.Formatter, allow_abbrev=False
     )
-    parser.add_argument("--run-dir", metavar="DIR", help="the run's folder (default: runs/RECIPE)")
+    parser.add_argument("--run-dir", type=user_path, metavar="DIR", help="the run's folder (default: runs/RECIPE)")
     cli.add_environment_flags(parser)
     cli.add_recipe_flags(parser)
     return parser.parse_args(arguments)
@@ -38,11 +39,15 @@ def parse(arguments=None) -> argparse.Namespace:
 def work(recipe, folder: RunFolder, environment: jobs.Environment) -> None:
     # A cluster must be joined before anything else asks for devices.
     strategy = distributed.connect() if distributed.cluster()[1] > 1 else None
+    recorded = folder.recorded()
+    if strategy and not recorded:
+        recipe = distributed.agreed(recipe, strategy)
+    recipe = precision.settled(recipe, recorded)
     folder.check(recipe)
     runs = {recipe.method: (recipe, folder)}
     if recipe.reference not in ("none", recipe.method):
         reference = RunFolder(folder.path / "reference")
-        runs = {recipe.reference: (recipe.replace(method=recipe.reference, reference="none"), reference)} | runs
+        runs = {recipe.reference: (recipe.with_method(recipe.reference, reference="none"), reference)} | runs
         if reference.path.exists():
             reference.check(runs[recipe.reference][0])
 
@@ -61,6 +66,12 @@ def work(recipe, folder: RunFolder, environment: jobs.Environment) -> None:
         classifiers[name] = train(one, place, environment, strategy, f"train {name}")
     if distributed.cluster()[0] > 0:
         return  # the first worker certifies and reports
+    with folder.held():
+        finish(recipe, folder, runs, classifiers, data, test, environment)
+
+
+def finish(recipe, folder: RunFolder, runs, classifiers, data, test, environment) -> None:
+    """Certifies, reports and exports."""
     results, histories = [], {}
     for name, (one, place) in runs.items():
         _, labels, certificates = jobs.certify(one, place, classifiers[name], environment, title=f"certify {name}")
@@ -73,7 +84,7 @@ def work(recipe, folder: RunFolder, environment: jobs.Environment) -> None:
     served = folder.export / recipe.name / "1"
     if not served.exists():
         export_run(folder.path, served, environment)
-    print(f"export: {served}, served by: python serving/local.py {folder.export}")
+    print(f"export: {served}, served by: .venv/bin/python serving/local.py {quoted(folder.export)}")
 
 
 def train(recipe, folder, environment, strategy, title):

@@ -11,6 +11,7 @@ A worker that was killed takes its trial up again when it is started again with 
 """
 
 import argparse
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -19,8 +20,9 @@ from covkeras import startup
 
 startup.quiet_tensorflow()
 
-from covkeras import cli, report, tuning, tuning_report  # noqa: E402
-from covkeras.files import write_aside  # noqa: E402
+from covkeras import cli, precision, report, tuning, tuning_report  # noqa: E402
+from covkeras.files import held, quoted, user_path, write_aside  # noqa: E402
+from covkeras.runs import recorded_recipe  # noqa: E402
 from covkeras.tuning import CertifiedHyperModel, Objective, Range, Trial  # noqa: E402
 
 EXAMPLES = """examples:
@@ -48,7 +50,7 @@ def parse(arguments=None) -> argparse.Namespace:
     parser.add_argument("--objective", default="acr", help="acr, or accuracy@RADIUS (default: acr)")
     parser.add_argument("--tuner-seed", type=int, default=0, help="of the tuner's choices (default: 0)")
     parser.add_argument("--seeds", type=int, default=3, help="trainings of the best and of the baselines (default: 3)")
-    parser.add_argument("--out", metavar="DIR", help="the search's folder (default: searches/RECIPE)")
+    parser.add_argument("--out", type=user_path, metavar="DIR", help="the search's folder (default: searches/RECIPE)")
     cli.add_environment_flags(parser)
     cli.add_recipe_flags(parser)
     return parser.parse_args(arguments)
@@ -72,15 +74,17 @@ def work(flags, stop) -> None:
         return cli.show(flags, recipe)
     space, objective = [Range.parse(text) for text in flags.search], Objective(flags.objective)
     folder = Path(flags.out or Path("searches") / recipe.name)
+    recipe = precision.settled(recipe, recorded_recipe(folder / "search.json"))
     hypermodel = CertifiedHyperModel(recipe, space, folder, objective, cli.environment_from(flags, stop))
     tuner = tuning.make_tuner(hypermodel, flags.tuner, flags.trials, flags.tuner_seed)
     worker = "KERASTUNER_ORACLE_IP" in os.environ and "chief" not in os.environ["KERASTUNER_TUNER_ID"]
     if not worker:
         show_progress(tuner, hypermodel)
-    tuner.search(verbose=0)
-    if worker:
-        return
-    finish(hypermodel, tuning.trials_of(tuner.oracle, hypermodel), flags.seeds)
+    # Workers share the folder with their chief.
+    with contextlib.nullcontext() if worker else held(folder):
+        tuner.search(verbose=0)
+        if not worker:
+            finish(hypermodel, tuning.trials_of(tuner.oracle, hypermodel), flags.seeds)
 
 
 def finish(hypermodel, trials, seeds: int) -> None:
@@ -99,7 +103,7 @@ def finish(hypermodel, trials, seeds: int) -> None:
     }
     print(f"\n{tuning_report.write_search_report(hypermodel.folder / 'report', hypermodel, trials, beside, spread)}")
     print(f"\nreport: {hypermodel.folder / 'report' / 'index.html'}")
-    print(f"best: training/run.py --recipe {hypermodel.folder / 'best_recipe.json'}")
+    print(f"best: .venv/bin/python training/run.py --recipe {quoted(hypermodel.folder / 'best_recipe.json')}")
 
 
 def main(arguments=None) -> int:

@@ -5,9 +5,9 @@ from covkeras.certification.certificates import (
     RadiusDecisions,
     average_certified_radius,
     certified_accuracy,
-    read_certificates,
 )
 from covkeras.certification.confidence import certified_radius, clopper_pearson_lower
+from covkeras.certification.logs import read_certificates
 from covkeras.certification.noise import GaussianNoise, LatticeNoise
 from covkeras.certification.smoothing import SmoothedClassifier
 from covkeras.certification.stopping import informed_bet

@@ -1,8 +1,11 @@
 """Binomial confidence bounds and the radius they give: float64, rounded towards "no certificate".
 
 Written in TensorFlow, so that the same lines run in Python and in an exported graph. float32 is never used:
-its betainc is wrong by up to a factor of 3.
+its betainc is wrong by up to a factor of 3. Nor is tensorflow-probability's `betaincinv`: over 4,000 cases it was off
+by up to 3 %, on the unsafe side, where a bisection on betainc is below the exact bound by construction.
 """
+
+import math
 
 import numpy as np
 import tensorflow as tf
@@ -67,6 +70,25 @@ def _bound(k, n, alpha):
 
 
 _compiled_bound = tf.function(_bound, reduce_retracing=True)
+
+
+def least_samples(alpha: float) -> int:
+    """Returns the fewest samples that can certify anything: with every vote for the class, the bound alpha^(1 / n) must
+    exceed 1/2, n > log2(1 / alpha)."""
+    n = max(1, math.floor(-math.log2(alpha)))
+    while clopper_pearson_lower(n, n, alpha) <= 0.5:
+        n += 1
+    return n
+
+
+def check_enough(name: str, n: int, alpha: float) -> None:
+    """Refuses so few samples that every image would be abstained on, whatever the votes."""
+    least = least_samples(alpha)
+    if n < least:
+        raise ValueError(
+            f"{name} must be at least {least} at alpha {alpha:g}, got {n}: with fewer samples even unanimous votes "
+            "certify nothing, and every image would be abstained on."
+        )
 
 
 def certified_radius(p_lower, sigma: float):

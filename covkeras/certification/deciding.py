@@ -12,54 +12,91 @@ from covkeras.certification.certificates import ABSTAIN, Certificates, RadiusDec
 from covkeras.certification.confidence import certified_radius
 from covkeras.certification.noise import check_seed
 from covkeras.certification.sampling import Sampled, sample_until
-from covkeras.certification.sequential import Decision, required_probability
+from covkeras.certification.sequential import Decision, anytime_lower, hits_to_decide, required_probability
 from covkeras.certification.stopping import RadiusPrecision, RadiusTest
 from covkeras.certification.voting import BLOCK
 from covkeras.validation import check_alpha, check_between, check_count
 
 
 def decide_each(
-    smoothed, images, radius, alpha=0.001, max_n=100_000, n0=64, seed=0, indices=None, bets=None, give_up=0.01
+    smoothed, images, radius, alpha=0.001, max_n=100_000, n0=64, seed=0, indices=None, bets=None, give_up=0.01, index=0
 ) -> Iterator[tuple[int, RadiusDecisions]]:
     """Yields (position, RadiusDecisions of length 1) as the images are decided, in any order."""
     check_between("radius", radius, 0, math.inf, closed="left")
-    images, indices = _checked(smoothed, images, indices, alpha, max_n, n0)
+    images, indices = _checked(smoothed, images, indices, index, alpha, max_n, n0)
     check_between("give_up", give_up, 0, 0.5, closed="left")
+    _check_reach(max_n, required_probability(radius, smoothed.sigma), alpha, f"radius {radius:g}")
     if bets is not None:
         bets = np.asarray(bets, np.float64)
         if bets.shape != (len(images), 2) or not np.isfinite(bets).all() or (bets <= 0).any():
             raise ValueError(f"bets must be {len(images)} pairs (a, b) above 0, one for each image, got {bets!r}.")
     rule = RadiusTest(required_probability(radius, smoothed.sigma), alpha, max_n, give_up, bets)
     sampled = sample_until(smoothed.ballot, images, indices, check_seed(seed), n0, max_n, rule)
-    return ((image.position, _decision(image, radius)) for image in sampled)
+    return ((image.position, _decision(image, radius)) for image in _reported(smoothed, sampled, indices))
 
 
 def _decision(image: Sampled, radius: float) -> RadiusDecisions:
     certified, decided = image.verdict == Decision.ABOVE, image.verdict not in (None, Decision.UNDECIDED)
-    values = (image.label, certified, decided, image.given * BLOCK, image.hits, image.trials, image.seconds)
-    return RadiusDecisions.single(*values, radius)
+    return RadiusDecisions.single(
+        label=image.label,
+        certified=certified,
+        decided=decided,
+        samples=image.given * BLOCK,
+        hits=image.hits,
+        trials=image.trials,
+        seconds=image.seconds,
+        radius=radius,
+        void=image.void,
+    )
 
 
 def certify_to_each(
-    smoothed, images, tolerance, alpha=0.001, max_n=100_000, n0=64, seed=0, indices=None
+    smoothed, images, tolerance, alpha=0.001, max_n=100_000, n0=64, seed=0, indices=None, index=0
 ) -> Iterator[tuple[int, Certificates]]:
     """Yields (position, Certificates of length 1) as the images' radii are precise enough, in any order."""
     check_between("tolerance", tolerance, 0, math.inf)
-    images, indices = _checked(smoothed, images, indices, alpha, max_n, n0)
+    images, indices = _checked(smoothed, images, indices, index, alpha, max_n, n0)
+    _check_reach(max_n, 0.5, alpha, "any radius")
     rule = RadiusPrecision(tolerance, smoothed.sigma, alpha, max_n)
     sampled = sample_until(smoothed.ballot, images, indices, check_seed(seed), n0, max_n, rule)
-    return ((image.position, _certificate(image, rule, smoothed.sigma)) for image in sampled)
+    done = _reported(smoothed, sampled, indices)
+    return ((image.position, _certificate(image, rule, smoothed.sigma)) for image in done)
+
+
+def _reported(smoothed, sampled, indices) -> Iterator[Sampled]:
+    for image in sampled:
+        smoothed.report_void([image.void], image.given * BLOCK, [indices[image.position]])
+        yield image
 
 
 def _certificate(image: Sampled, rule: RadiusPrecision, sigma: float) -> Certificates:
     p_lower = rule.best.get(image.position, 0.0)
     radius = float(certified_radius(p_lower, sigma))
     label = image.label if radius > 0 else ABSTAIN
-    return Certificates.single(label, radius, p_lower, image.given * BLOCK, image.seconds)
+    return Certificates.single(label, radius, p_lower, image.given * BLOCK, image.seconds, image.void)
 
 
-def _checked(smoothed, images, indices, alpha, max_n, n0):
+def _checked(smoothed, images, indices, index, alpha, max_n, n0):
     check_alpha(alpha)
     check_count("n0", n0)
     check_count("max_n", max_n, BLOCK, 10**9)
-    return smoothed.checked(images, indices)
+    return smoothed.checked(images, indices, index)
+
+
+def _check_reach(max_n: int, p0: float, alpha: float, what: str) -> None:
+    """Refuses a max_n at which not even a hit with every sample would decide for the image."""
+
+    def reaches(n):
+        return anytime_lower(n, n, alpha) > 0.5 if p0 <= 0.5 else hits_to_decide(n, p0, alpha) <= n
+
+    last = max_n // BLOCK * BLOCK
+    if not reaches(last):
+        least = last
+        while not reaches(least) and least < 10**9:
+            least = 2 * least
+        while least > last + BLOCK and reaches((last + least) // 2 // BLOCK * BLOCK):
+            least = (last + least) // 2 // BLOCK * BLOCK
+        raise ValueError(
+            f"max_n must be at least {least:,} to certify {what} at alpha {alpha:g}: with {max_n:,} samples every "
+            "image would be refused, whatever its votes."
+        )

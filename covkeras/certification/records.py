@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from covkeras.certification.certificates import CertificateFile, read_certificates
+from covkeras.certification.logs import CertificateFile, read_certificates
 from covkeras.files import write_aside
 
 # Settings that may differ between shards that are merged: where they ran, not what they computed.
@@ -49,8 +49,31 @@ def settings_of(smoothed, **settings) -> dict:
 
 
 def sidecar(path: str | os.PathLike) -> Path:
-    """Returns where the settings of a certificate file are kept: beside it, .json."""
-    return Path(path).with_suffix(".json")
+    """Returns where the settings of a certificate file are kept: beside it, NAME.json; for NAME.tsv, too. Whatever else
+    a name ends in belongs to it: sigma_0.25 and sigma_0.50 have each their own."""
+    path = Path(path)
+    return path.with_suffix(".json") if path.suffix == ".tsv" else path.with_name(path.name + ".json")
+
+
+def log_name(path: str | os.PathLike) -> str:
+    """Returns a certificate file's name in tables: less .tsv, .txt, .csv or .log, with whatever else it ends in."""
+    path = Path(path)
+    return path.stem if path.suffix.lower() in (".tsv", ".txt", ".csv", ".log") else path.name
+
+
+def read_settings(path: str | os.PathLike) -> dict:
+    """Returns what made a certificate file, from its sidecar.
+
+    Raises:
+        ValueError: there is none, or it is damaged.
+    """
+    beside = sidecar(path)
+    if not beside.exists():
+        raise ValueError(f"{path} has no {beside.name} that says what made it.")
+    try:
+        return dict(json.loads(beside.read_text()))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{beside} is damaged ({error}). Certify again into another file, or restore it.") from None
 
 
 def open_records(path: str | os.PathLike, settings: dict) -> CertificateFile:
@@ -60,8 +83,9 @@ def open_records(path: str | os.PathLike, settings: dict) -> CertificateFile:
         ValueError: the file was made with other settings, which are listed.
     """
     beside = sidecar(path)
+    beside.parent.mkdir(parents=True, exist_ok=True)
     if beside.exists():
-        differences = _differences(settings, json.loads(beside.read_text()))
+        differences = _differences(settings, read_settings(path))
         if differences:
             raise ValueError(f"{path} was made with other settings ({differences}). Choose another file.")
     elif Path(path).exists():
@@ -81,9 +105,7 @@ def merge(files: Sequence[str | os.PathLike], out: str | os.PathLike) -> int:
         raise ValueError(f"{out} exists. Delete it, or choose another name.")
     rows, owner, first = [], {}, None
     for file in files:
-        if not sidecar(file).exists():
-            raise ValueError(f"{file} has no {sidecar(file).name} that says what made it.")
-        settings = json.loads(sidecar(file).read_text())
+        settings = read_settings(file)
         first = first or (file, settings)
         differences = _differences(settings, first[1])
         if differences:
@@ -102,4 +124,6 @@ def merge(files: Sequence[str | os.PathLike], out: str | os.PathLike) -> int:
 
 def _differences(here: dict, there: dict) -> str:
     keys = sorted({*here, *there} - set(_FREE))
-    return "; ".join(f"{k}: {there.get(k)!r} there, {here.get(k)!r} here" for k in keys if here.get(k) != there.get(k))
+    # A setting that one of them lacks, an older file or another program's, was not set.
+    same = [k for k in keys if (here.get(k) or None) == (there.get(k) or None)]
+    return "; ".join(f"{k}: {there.get(k)!r} there, {here.get(k)!r} here" for k in keys if k not in same)

@@ -22,7 +22,8 @@ class Sampled:
     """An image in work, or done.
 
     position: in the images given. votes: (classes,), of the class-choosing samples. label: the class they chose. hits,
-    trials: votes for it among the samples that count. given: blocks drawn. verdict: the rule's, None as long as it
+    trials: votes for it among the samples that count. void: samples that vote for nobody.
+    given: blocks drawn. verdict: the rule's, None as long as it
     wants more samples. seconds: its samples' share of the time.
     """
 
@@ -31,6 +32,7 @@ class Sampled:
     label: int = -1
     hits: int = 0
     trials: int = 0
+    void: int = 0
     given: int = 0
     verdict: object = None
     seconds: float = 0.0
@@ -78,6 +80,7 @@ def _take(blocks, counts, first: int, max_n: int, rule) -> None:
     max_n, is thrown away."""
     looks, hits, trials = [], {}, {}
     for (image, block), row in zip(blocks, counts, strict=True):
+        image.void += BLOCK - int(row.sum())
         if block < first:
             image.votes += row
             image.label = int(image.votes.argmax())

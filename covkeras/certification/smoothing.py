@@ -3,6 +3,7 @@ Cohen, Rosenfeld, Kolter (ICML 2019)."""
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -10,17 +11,21 @@ import scipy.stats
 import tensorflow as tf
 
 from covkeras.certification.certificates import ABSTAIN, Certificates, Predictions, RadiusDecisions
-from covkeras.certification.confidence import MAX_TRIALS, certified_radius, clopper_pearson_lower
+from covkeras.certification.confidence import MAX_TRIALS, certified_radius, check_enough, clopper_pearson_lower
 from covkeras.certification.deciding import certify_to_each, decide_each
 from covkeras.certification.noise import ESTIMATION, PREDICTION, SELECTION, check_seed, make_noise
 from covkeras.certification.voting import PRECISIONS, Ballot, rebuilt
 from covkeras.validation import (
+    INSIDE,
     check_alpha,
     check_choice,
     check_classifier,
     check_count,
+    check_fixed_size,
     check_images,
     check_sigma,
+    check_weights,
+    probe_images,
 )
 
 # Images certified together where they share their noise.
@@ -34,7 +39,10 @@ class SmoothedClassifier:
         c = smoothed.certify(images, n0=100, n=100_000, alpha=0.001, seed=0)
 
     Every image is sampled in batches of its own, of a fixed shape, with its own stream of noise: a certificate is a
-    function of (image, index, seed, n0, n, alpha, batch_size), whatever else is certified with it, bit for bit.
+    function of (image, index, seed, n0, n, alpha, batch_size), whatever else is certified with it, bit for bit. The
+    index is the image's place in what is given to one call, from `index` on: in a loop over a data set pass it,
+    certify(images[k : k + 1], index=k), or every image gets the noise of image 0. (Each certificate would still hold,
+    but an unlucky draw would hit all images at once.)
 
     Args:
         classifier: a built Keras model, images in [0, 1] to logits.
@@ -45,11 +53,15 @@ class SmoothedClassifier:
             a group of images. Every certificate is valid by itself just the same; but an unlucky draw hits all images
             at once, so that averages such as ACR scatter more from seed to seed.
         precision: "float32", "bfloat16" or "float16" of the layers but the last; by default the classifier's own. A
-            classifier in another precision is another classifier: its certificates speak of predictions made so.
-        strategy: a tf.distribute.Strategy whose replicas share each image's samples.
+            classifier in another precision is another classifier, smoothed.classifier: its certificates speak of
+            predictions made so. It is a snapshot of the one given, and answers a probe alike, or is refused.
+        strategy: a tf.distribute.Strategy whose replicas share each image's samples; of a snapshot, too.
 
     Raises:
-        ValueError: the classifier ends in probabilities or is not built; sigma; batch_size; noise; precision.
+        ValueError: the classifier ends in probabilities, is not built, takes integers or images of any size, has NaN
+            weights, or can't be rebuilt; sigma; batch_size; noise; precision.
+
+    Warns where the classifier tells images from 0 to 255 apart, and those in [0, 1] not; and of void votes.
     """
 
     def __init__(
@@ -63,6 +75,7 @@ class SmoothedClassifier:
         strategy: tf.distribute.Strategy | None = None,
     ):
         check_classifier(classifier)
+        check_fixed_size(classifier.inputs[0].shape[1:])
         self.sigma = check_sigma(sigma)
         self.noise = make_noise(noise, self.sigma)
         self.shared_noise = shared_noise
@@ -74,25 +87,37 @@ class SmoothedClassifier:
         )
         self.classifier = rebuilt(classifier, self.precision, strategy)
         self.ballot = Ballot(self.classifier, self.noise, self.batch_size, shared_noise, strategy)
+        self._void_seen = False
+        _warn_of_scale(classifier)
 
-    def predict(self, images, n: int = 1_000, alpha: float = 0.001, seed: int = 0, indices=None) -> Predictions:
+    def predict(
+        self, images, n: int = 1_000, alpha: float = 0.001, seed: int = 0, indices=None, index: int = 0
+    ) -> Predictions:
         """PREDICT: the class, or abstention where a binomial test can't tell the top two classes apart at `alpha`.
 
         Args:
             images: (batch, height, width, channels), floats in [0, 1].
             n: samples per image. alpha: the probability of answering with another class than g's.
-            seed: of the noise. indices: (batch,), the images' numbers in their data set; by default 0, 1, ...
+            seed: of the noise. indices: (batch,), the images' numbers in their data set; by default index, index + 1,
+            ... index: the first image's.
 
         Returns:
             Predictions: label (batch,), -1 = abstain; counts (batch, classes).
         """
         check_count("n", n)
         check_alpha(alpha)
-        images, indices = self.checked(images, indices)
+        least = math.ceil(1 - math.log2(alpha))
+        if 2.0 * 0.5**n > alpha:
+            raise ValueError(
+                f"n must be at least {least} at alpha {alpha:g}, got {n}: with fewer samples even unanimous votes "
+                "can't tell the top two classes apart, and every image would be abstained on."
+            )
+        images, indices = self.checked(images, indices, index)
         seed = check_seed(seed)
         groups = self._groups(len(images))
         votes = [self.ballot.count(images[part], indices[part], PREDICTION, n, seed) for part in groups]
         counts = np.concatenate([np.zeros((0, self.num_classes), np.int64), *votes])
+        self.report_void(n - counts.sum(1), n, indices)
         labels = np.array([_predicted(row, alpha) for row in counts], np.int64)
         return Predictions(labels, counts)
 
@@ -105,6 +130,7 @@ class SmoothedClassifier:
         seed: int = 0,
         indices=None,
         progress: Callable[[Certificates], None] | None = None,
+        index: int = 0,
     ) -> Certificates:
         """CERTIFY: the class from n0 samples, its probability's lower bound from n others, the radius from that.
 
@@ -112,7 +138,8 @@ class SmoothedClassifier:
             images: (batch, height, width, channels), floats in [0, 1].
             n0: samples to choose the class. n: samples to bound its probability.
             alpha: the probability that a certificate is wrong.
-            seed: of the noise. indices: (batch,), the images' numbers in their data set; by default 0, 1, ...
+            seed: of the noise. indices: (batch,), the images' numbers in their data set, which choose their noise; by
+                default index, index + 1, ... index: the first image's.
             progress: called with each image's Certificates of length 1, as it is done.
 
         Returns:
@@ -122,19 +149,20 @@ class SmoothedClassifier:
             TypeError, ValueError: before any work, naming the argument.
         """
         done = []
-        for certificate in self.certify_each(images, n0, n, alpha, seed, indices):
+        for certificate in self.certify_each(images, n0, n, alpha, seed, indices, index):
             done.append(certificate)
             if progress:
                 progress(certificate)
         return Certificates.concatenate(done)
 
-    def certify_each(self, images, n0, n, alpha, seed=0, indices=None) -> Iterator[Certificates]:
+    def certify_each(self, images, n0, n, alpha, seed=0, indices=None, index=0) -> Iterator[Certificates]:
         """As `certify`, one image's Certificates at a time. The arguments are checked at once, the work is lazy."""
         check_count("n0", n0)
         check_count("n", n, high=MAX_TRIALS)
         check_alpha(alpha)
+        check_enough("n", n, alpha)
         seed = check_seed(seed)
-        images, indices = self.checked(images, indices)
+        images, indices = self.checked(images, indices, index)
         groups = self._groups(len(images))
         return (c for part in groups for c in self._certify_group(images[part], indices[part], n0, n, alpha, seed))
 
@@ -145,14 +173,18 @@ class SmoothedClassifier:
 
     def _certify_group(self, images, indices, n0, n, alpha, seed) -> Iterator[Certificates]:
         start = time.perf_counter()
-        labels = self.ballot.count(images, indices, SELECTION, n0, seed).argmax(1)
-        hits = self.ballot.count(images, indices, ESTIMATION, n, seed)[np.arange(len(images)), labels]
+        choice = self.ballot.count(images, indices, SELECTION, n0, seed)
+        votes = self.ballot.count(images, indices, ESTIMATION, n, seed)
+        labels = choice.argmax(1)
+        hits = votes[np.arange(len(images)), labels]
+        void = n0 + n - choice.sum(1) - votes.sum(1)
+        self.report_void(void, n0 + n, indices)
         p_lower = clopper_pearson_lower(hits, n, alpha)
         radii = np.asarray(certified_radius(p_lower, self.sigma))
         seconds = (time.perf_counter() - start) / len(images)
-        for label, radius, p in zip(labels, radii, p_lower, strict=True):
+        for label, radius, p, lost in zip(labels, radii, p_lower, void, strict=True):
             # p_lower <= 1/2 abstains. So does a radius of 0: it claims nothing.
-            yield Certificates.single(label if radius > 0 else ABSTAIN, radius, p, n0 + n, seconds)
+            yield Certificates.single(label if radius > 0 else ABSTAIN, radius, p, n0 + n, seconds, lost)
 
     def certify_at(
         self,
@@ -166,6 +198,7 @@ class SmoothedClassifier:
         bets=None,
         give_up: float = 0.01,
         progress: Callable[[int, bool], None] | None = None,
+        index: int = 0,
     ) -> RadiusDecisions:
         """Decides for each image whether `radius` is certified, stopping as soon as that is clear either way.
 
@@ -177,7 +210,7 @@ class SmoothedClassifier:
             images: (batch, height, width, channels), floats in [0, 1].
             radius: in [0, 1] pixel units, >= 0. alpha: the probability that a "certified" is wrong.
             max_n: samples per image at most; an image undecided by then is not certified.
-            n0: samples to choose the class, rounded up to whole blocks of 32. seed, indices: as for `certify`.
+            n0: samples to choose the class, rounded up to whole blocks of 32. seed, indices, index: as for `certify`.
             bets: (batch, 2), the (a, b) of each image's bets, fixed before any sample is seen; valid whatever they
                 are, and shorter where they guess p = a / (a + b) well (`informed_bet`). By default (1/2, 1/2).
             give_up: an image is given up, undecided, when its chance to be certified by max_n falls below it; 0: never.
@@ -189,7 +222,7 @@ class SmoothedClassifier:
         Raises:
             TypeError, ValueError: before any work, naming the argument.
         """
-        decisions = decide_each(self, images, radius, alpha, max_n, n0, seed, indices, bets, give_up)
+        decisions = decide_each(self, images, radius, alpha, max_n, n0, seed, indices, bets, give_up, index)
         done = {}
         for position, decision in decisions:
             done[position] = decision
@@ -207,6 +240,7 @@ class SmoothedClassifier:
         seed: int = 0,
         indices=None,
         progress: Callable[[int, Certificates], None] | None = None,
+        index: int = 0,
     ) -> Certificates:
         """Certifies radii to a precision: an image's samples end when its radius is within `tolerance` of what max_n
         samples could still give it.
@@ -218,7 +252,7 @@ class SmoothedClassifier:
             tolerance: in [0, 1] pixel units, > 0. alpha: the probability that a certificate is wrong, and the one that
                 a radius falls short by more than the tolerance.
             max_n: samples per image at most.
-            n0: samples to choose the class, rounded up to whole blocks of 32. seed, indices: as for `certify`.
+            n0: samples to choose the class, rounded up to whole blocks of 32. seed, indices, index: as for `certify`.
             progress: called with (position, Certificates of length 1) as each image is done.
 
         Returns:
@@ -228,23 +262,64 @@ class SmoothedClassifier:
             TypeError, ValueError: before any work, naming the argument.
         """
         done = {}
-        for position, certificate in certify_to_each(self, images, tolerance, alpha, max_n, n0, seed, indices):
+        each = certify_to_each(self, images, tolerance, alpha, max_n, n0, seed, indices, index)
+        for position, certificate in each:
             done[position] = certificate
             if progress:
                 progress(position, certificate)
         return Certificates.concatenate([done[i] for i in sorted(done)])
 
-    def checked(self, images, indices) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the images as float32 and their indices (by default 0, 1, ...). Raises TypeError, ValueError."""
+    def report_void(self, void, samples: int, indices) -> None:
+        """Warns, once, of votes that were void: by NaN logits, for the noise's doubts are fewer than one in 10^6."""
+        worst = int(np.argmax(void)) if len(void) else 0
+        if len(void) and void[worst] > 1 + samples // 1_000 and not self._void_seen:
+            self._void_seen = True
+            warnings.warn(
+                f"{void[worst]} of {samples} votes for image {indices[worst]} are void: the classifier's logits are "
+                "NaN there. Void votes count against every class: its certificate is smaller, or an "
+                "abstention; `void` counts them.",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+
+    def checked(self, images, indices, index: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the images as float32 and their indices (by default index, index + 1, ...), the classifier ready.
+
+        Raises:
+            TypeError, ValueError: of the images, the indices, or weights that have become NaN.
+        """
         images = check_images(images, self.image_shape)
         self.noise.check(images)
-        indices = np.arange(len(images)) if indices is None else np.asarray(indices)
+        check_weights(self.classifier)
+        self.ballot.renew()
+        check_count("index", index, 0)
+        if indices is not None and index:
+            raise ValueError("give index or indices, not both: index is the first of index, index + 1, ...")
+        indices = np.arange(index, index + len(images)) if indices is None else np.asarray(indices)
         if indices.shape != (len(images),) or not np.issubdtype(indices.dtype, np.integer) or (indices < 0).any():
             raise ValueError(
                 f"indices must be {len(images)} whole numbers >= 0, one for each image, got shape {indices.shape} of "
                 f"{indices.dtype}."
             )
         return images, indices
+
+
+def _warn_of_scale(classifier) -> None:
+    """Warns of a classifier that hardly looks at images in [0, 1], and tells the same images from 0 to 255 apart."""
+    images = probe_images(classifier)
+    as_given, larger = (np.asarray(classifier(k * images, training=False), np.float32) for k in (1.0, 255.0))
+    second, first = np.sort(as_given, -1)[:, -2:].T
+    margin = first - second
+    alike = len(set(as_given.argmax(-1))) == 1 and np.ptp(margin) < 0.5 * margin.mean()
+    classes = len(set(larger.argmax(-1)))
+    if alike and classes > 1:
+        warnings.warn(
+            f"classifier gives {len(images)} very different test images in [0, 1] all one class with nearly one margin, "
+            f"and the same from 0 to 255 {classes} classes: it seems to expect 0 to 255. {INSIDE[0].upper()}"
+            f"{INSIDE[1:]}",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def default_batch_size(image_shape: tuple[int, ...]) -> int:

@@ -1,8 +1,13 @@
 """Counting votes: the classes of noisy copies of images, a batch of fixed shape at a time, on any number of devices."""
 
+import math
+import tempfile
+
 import keras
 import numpy as np
 import tensorflow as tf
+
+from covkeras.validation import probe_images
 
 # Copies in a slot of a mixed batch.
 BLOCK = 32
@@ -12,8 +17,8 @@ PRECISIONS = ("float32", "bfloat16", "float16")
 class Ballot:
     """Evaluates noisy copies of images and counts their classes.
 
-    A copy whose noise is void, or with a logit that is not finite, votes for nobody. Batches have a fixed shape: memory
-    does not grow with n, and the last bit of a convolution, which depends on the batch's shape, does not change.
+    A copy whose noise is void, or whose logits have no largest entry (NaN), votes for nobody. Batches have a fixed
+    shape: memory does not grow with n, and the last bit of a convolution, which depends on that, does not change.
 
     Args:
         classifier: a built Keras model, images to logits.
@@ -30,17 +35,24 @@ class Ballot:
         self.num_classes = classifier.outputs[0].shape[-1]
         self.slots = max(1, batch_size // BLOCK)
         self._compiled = {}
+        self._answers = None
+
+    def renew(self) -> None:
+        """Traces the loops anew where the classifier has changed: what a layer computes with besides its weights, such
+        as an adapted Normalization, is a constant of the trace."""
+        answers = np.asarray(self.classifier(probe_images(self.classifier)[:4], training=False))
+        if self._answers is None or not np.array_equal(answers, self._answers, equal_nan=True):
+            self._compiled, self._answers = {}, answers
 
     def count(self, images: np.ndarray, indices, phase: int, n: int, seed: int) -> np.ndarray:
         """Counts the classes of n copies of each image: float32 (images, ...) -> int64 (images, classes)."""
         if "count" not in self._compiled:
             long = tf.TensorSpec((), tf.int64)
             specs = [tf.TensorSpec((None, *self.image_shape), tf.float32), tf.TensorSpec((None,), tf.int64)]
+            # Traced by hand: TensorFlow would warn of many classifiers' loops as of one that is traced over and over.
             self._compiled["count"] = tf.function(
-                lambda *a: self._summed(lambda *r: self.loop(*a, *r)),
-                input_signature=[*specs, *[long] * 3],
-                autograph=False,
-            )
+                lambda *a: self._summed(lambda *r: self.loop(*a, *r)), autograph=False
+            ).get_concrete_function(*specs, *[long] * 3)
         numbers = (tf.constant(int(v), tf.int64) for v in (phase, n, seed))
         return self._compiled["count"](tf.constant(images), tf.constant(indices, tf.int64), *numbers).numpy()
 
@@ -73,7 +85,9 @@ class Ballot:
         """The copies' classes; `num_classes` where a copy counts for nobody."""
         # A convolution whose channels are unknown to the graph is five times slower in bfloat16.
         logits = self.classifier(tf.ensure_shape(copies, (None, *self.image_shape)), training=False)
-        valid = wanted & tf.reduce_all(tf.math.is_finite(logits), -1)
+        # An infinite logit masks its class, or wins; NaN, and nothing above -inf, have no largest entry.
+        above = tf.reduce_any(logits > -math.inf, -1)
+        valid = wanted & above & ~tf.reduce_any(tf.math.is_nan(logits), -1)
         return tf.where(valid, tf.cast(tf.argmax(logits, -1), tf.int32), self.num_classes)
 
     def histogram(self, votes):
@@ -94,10 +108,8 @@ class Ballot:
             vector = tf.TensorSpec((None,), tf.int64)
             specs = [tf.TensorSpec((None, *self.image_shape), tf.float32), vector, vector, vector]
             self._compiled["blocks"] = tf.function(
-                lambda *a: self._summed(lambda *r: self._mixed(*a, *r)),
-                input_signature=[*specs, tf.TensorSpec((), tf.int64)],
-                autograph=False,
-            )
+                lambda *a: self._summed(lambda *r: self._mixed(*a, *r)), autograph=False
+            ).get_concrete_function(*specs, tf.TensorSpec((), tf.int64))
         vectors = (tf.constant(np.asarray(v), tf.int64) for v in (indices, phases, blocks))
         return self._compiled["blocks"](tf.constant(images), *vectors, tf.constant(seed, tf.int64)).numpy()
 
@@ -135,20 +147,94 @@ class Ballot:
 def rebuilt(classifier, precision: str | None, strategy=None):
     """Returns the classifier with its layers' arithmetic in another precision, laid on a strategy's devices.
 
-    "bfloat16": all layers but the last compute in bfloat16, from float32 weights. That is another classifier than the
-    one in float32, and its certificates are its own. The same object where nothing changes.
+    "bfloat16": all layers but the last with weights, and those behind it, compute in bfloat16, from float32 weights.
+    That is another classifier than the one in float32, and its certificates are its own. The same object where nothing
+    changes; else a snapshot: what becomes of the classifier later does not change it.
+
+    Raises:
+        ValueError: it can't be rebuilt from its configuration and its state, or the twin answers a probe otherwise;
+            the message says what to do.
     """
     if precision is None and strategy is None:
         return classifier
-    last = classifier.outputs[0]._keras_history.operation.name
+    with strategy.scope() if strategy else tf.name_scope("rebuilt"):
+        copy = _twin(classifier, precision)
+    # In its own arithmetic a twin must agree to the last digits: whatever a layer holds outside its weights shows.
+    exact = copy if precision is None else _twin(classifier, None)
+    _check_same(classifier, exact, 1e-4, "rebuilt from its configuration and weights")
+    if precision is not None:
+        _check_same(classifier, copy, 0.5, f"in {precision}")
+    return copy
+
+
+def _twin(classifier, precision: str | None):
+    """A copy of the model, made of its layers' configurations, with their state."""
+    head = _head(classifier)
 
     def clone(layer):
         config = layer.get_config()
         if precision is not None and not isinstance(layer, keras.layers.InputLayer):
-            config["dtype"] = "float32" if precision == "float32" or layer.name == last else f"mixed_{precision}"
+            config["dtype"] = "float32" if precision == "float32" or id(layer) in head else f"mixed_{precision}"
+        if isinstance(layer, keras.layers.Lambda):
+            # Its configuration holds its code as text, which Keras rightly refuses to run from files; this is no file.
+            config["function"] = layer.function
+            return keras.layers.Lambda(**config)
         return type(layer).from_config(config)
 
-    with strategy.scope() if strategy else tf.name_scope("rebuilt"):
+    try:
         copy = keras.models.clone_model(classifier, clone_function=clone, recursive=True)
-        copy.set_weights(classifier.get_weights())
+        with tempfile.TemporaryDirectory() as folder:
+            # Not set_weights: a layer may keep more, such as what an adapted Normalization computes with, and Keras'
+            # files know how to bring it back.
+            file = f"{folder}/state.weights.h5"
+            classifier.save_weights(file)
+            copy.load_weights(file)
+    except Exception as error:
+        raise ValueError(
+            f"classifier can't be rebuilt in another precision or on several devices ({_first_line(error)}). Certify "
+            "it as it is: leave out precision, and devices or strategy."
+        ) from error
     return copy
+
+
+def _head(model) -> set[int]:
+    """The ids of the last layers with weights on each path to the output, and of all behind them."""
+    found: set[int] = set()
+
+    def back(tensor):
+        layer = tensor._keras_history.operation
+        if isinstance(layer, keras.layers.InputLayer) or id(layer) in found:
+            return
+        found.add(id(layer))
+        if hasattr(layer, "layers") and getattr(layer, "outputs", None):
+            found.update(_head(layer))
+            if layer.weights:
+                return
+        elif layer.weights if isinstance(layer, keras.layers.Layer) else False:
+            return
+        node = layer._inbound_nodes[tensor._keras_history.node_index]
+        for before in node.input_tensors:
+            back(before)
+
+    back((getattr(model, "_functional", None) or model).outputs[0])
+    return found
+
+
+def _check_same(classifier, copy, tolerance: float, what: str) -> None:
+    """Refuses a copy whose logits on a probe differ by more than the tolerance, relative to the largest."""
+    images = probe_images(classifier)
+    there, here = (np.asarray(tf.cast(m(images, training=False), tf.float32)) for m in (classifier, copy))
+    finite = np.isfinite(there)
+    scale = 1.0 + np.abs(there[finite]).max(initial=0.0)
+    off = np.abs(np.where(finite, here, 0.0) - np.where(finite, there, 0.0))
+    if not (np.nan_to_num(off, nan=np.inf).max() <= tolerance * scale and (np.isfinite(here) | ~finite).all()):
+        raise ValueError(
+            f"classifier {what} is another function: its logits on {len(images)} test images differ by up to "
+            f"{off.max():.3g}. A layer holds state outside its weights and configuration, or a model's call is not its "
+            "graph. Certify it as it is: leave out precision, and devices or strategy."
+        )
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:200] if lines else type(error).__name__

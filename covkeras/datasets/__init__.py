@@ -36,4 +36,4 @@ def load(
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}.")
     if name == "digits":
         return load_digits(split)
-    return load_prepared(name, split, None if data_dir is None else str(data_dir), image_size)
+    return load_prepared(name, split, None if data_dir is None else os.path.expanduser(data_dir), image_size)

@@ -4,12 +4,13 @@ AUGMENTATIONS = ("none", "crop", "crop_flip", "resized_crop_flip")
 _PADDING = 4
 
 
-def augment(images, augmentation: str, seed):
+def augment(images, augmentation: str, seed, total: int | None = None, start: int = 0):
     """Augments a batch: random crops after zero padding of 4, and for "crop_flip" random mirror images.
 
     Args:
         images: (batch, height, width, channels). augmentation: none, crop, crop_flip; resized_crop_flip has its
-            place where images are read (`resized_crop`). seed: two int64.
+            place where images are read (`resized_crop`). seed: two int64. total, start: where the images are a part of
+            a batch, its size and their place in it: each is augmented as in the whole.
 
     Returns:
         The batch, same shape.
@@ -18,15 +19,16 @@ def augment(images, augmentation: str, seed):
 
     if augmentation not in ("crop", "crop_flip"):
         return images
-    batch, height, width = tf.shape(images)[0], images.shape[1], images.shape[2]
+    height, width, own = images.shape[1], images.shape[2], slice(start, start + tf.shape(images)[0])
+    batch = tf.shape(images)[0] if total is None else total
     padded = tf.pad(images, [[0, 0], [_PADDING, _PADDING], [_PADDING, _PADDING], [0, 0]])
     draws = tf.random.stateless_uniform([3, batch], seed, 0, 2 * _PADDING + 1, tf.int32, alg="philox")
-    rows = draws[0][:, None] + tf.range(height)
-    columns = draws[1][:, None] + tf.range(width)
+    rows = draws[0][own, None] + tf.range(height)
+    columns = draws[1][own, None] + tf.range(width)
     if augmentation == "crop_flip":
         # An independent bit: 0 to 8 is odd in 4 cases of 9, so a draw of its own.
         mirrored = tf.random.stateless_uniform([batch], seed + 1, 0, 2, tf.int32, alg="philox")
-        columns = tf.where(mirrored[:, None] == 1, tf.reverse(columns, [1]), columns)
+        columns = tf.where(mirrored[own, None] == 1, tf.reverse(columns, [1]), columns)
     return tf.gather(tf.gather(padded, rows, axis=1, batch_dims=1), columns, axis=2, batch_dims=1)
 
 

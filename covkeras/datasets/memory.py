@@ -5,10 +5,11 @@ import dataclasses
 import numpy as np
 
 from covkeras.datasets.augmentation import augment
+from covkeras.datasets.base import Split
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageData:
+class ImageData(Split):
     """One split of a data set, in memory.
 
     images: (count, height, width, channels) uint8. labels: (count,) int64. class_names: one per label. name, split:
@@ -44,22 +45,8 @@ class ImageData:
         """Returns the same images with other labels, such as noisy ones."""
         return dataclasses.replace(self, labels=labels)
 
-    def steps_per_epoch(self, batch_size: int) -> int:
-        """Returns the full batches of an epoch; the remainder is left out, other images in every epoch."""
-        return full_batches(self, batch_size)
-
-    def batches(
-        self, batch_size: int, seed: int = 0, epoch: int = 0, step: int = 0, epochs: int = 2**31, augmentation="none"
-    ):
-        """Makes the stream of training batches from (epoch, step) on, up to epoch `epochs`.
-
-        Epoch e's order is a permutation drawn from (seed, e), its augmentation is drawn from (seed, e, step): a stream
-        that starts in the middle continues exactly the one that was interrupted.
-
-        Returns:
-            tf.data.Dataset of (images (batch_size, height, width, channels) float32 in [0, 1], labels (batch_size,)
-            int64).
-        """
+    def batches(self, batch_size, seed=0, epoch=0, step=0, epochs=None, augmentation="none", part=(0, 1)):
+        """See `Split.batches`; the order is a permutation of all images drawn from (seed, epoch)."""
         import tensorflow as tf
 
         if augmentation not in ("none", "crop", "crop_flip"):
@@ -67,7 +54,8 @@ class ImageData:
                 f"augmentation must be none, crop or crop_flip for {self.name}, which is held in memory, got "
                 f"{augmentation!r}."
             )
-        steps = self.steps_per_epoch(batch_size)
+        steps, share = self.steps_per_epoch(batch_size), batch_size // part[1]
+        own = slice(part[0] * share, (part[0] + 1) * share)
         images, labels = tf.constant(self.images), tf.constant(self.labels)
 
         def indices(e):
@@ -75,25 +63,17 @@ class ImageData:
             order = tf.argsort(tf.random.stateless_uniform([len(self)], key, dtype=tf.float64, alg="philox"))
             keys = tf.stack([tf.fill([steps], e), tf.range(steps, dtype=tf.int64)], 1)
             return tf.data.Dataset.from_tensor_slices(
-                (tf.reshape(order[: steps * batch_size], [steps, batch_size]), keys)
+                (tf.reshape(order[: steps * batch_size], [steps, batch_size])[:, own], keys)
             )
 
         def gather(chosen, key):
             batch = tf.cast(tf.gather(images, chosen), tf.float32) / 255.0
             seeds = tf.stack([tf.cast(seed, tf.int64) + 2**32, key[0] * 2**32 + key[1]])
-            return augment(batch, augmentation, seeds), tf.gather(labels, chosen)
+            return augment(batch, augmentation, seeds, batch_size, own.start), tf.gather(labels, chosen)
 
-        stream = tf.data.Dataset.range(epoch, epochs).flat_map(indices).skip(step)
+        last = 2**31 if epochs is None else epochs
+        stream = tf.data.Dataset.range(epoch, last).flat_map(indices).skip(step)
         return stream.map(gather, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(tf.data.AUTOTUNE)
-
-
-def full_batches(data, batch_size: int) -> int:
-    """Returns how many full batches an epoch has; refuses a batch larger than the data."""
-    if len(data) < batch_size:
-        raise ValueError(
-            f"batch_size must be at most {len(data)}, the images of {data.name}'s {data.split} split, got {batch_size}."
-        )
-    return len(data) // batch_size
 
 
 def load_digits(split: str) -> ImageData:

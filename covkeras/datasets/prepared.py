@@ -7,6 +7,7 @@ import numpy as np
 
 from covkeras.datasets.memory import ImageData
 from covkeras.datasets.stream import ImageStream
+from covkeras.files import quoted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +80,7 @@ def _dataset(name: str, builder, split: str, data_dir: str | None):
     try:
         return builder.as_dataset(split=split, shuffle_files=False)
     except (AssertionError, FileNotFoundError):
-        where = f" --data_dir={data_dir}" if data_dir else ""
+        where = f" --data_dir={quoted(data_dir)}" if data_dir else ""
         raise FileNotFoundError(
             f"data set {name!r} isn't prepared in {builder.data_path.parent.parent}. Prepare it once (this downloads): "
             f"tfds build {builder.name}{where}"

@@ -6,13 +6,14 @@ import functools
 import numpy as np
 
 from covkeras.datasets.augmentation import centre_crop, resized_crop
-from covkeras.datasets.memory import ImageData, full_batches
+from covkeras.datasets.base import Split
+from covkeras.datasets.memory import ImageData
 
 _SHUFFLE_BUFFER = 16_384
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageStream:
+class ImageStream(Split):
     """One split of a large data set, on the disk, resized to (image_size, image_size, 3).
 
     builder: of TFDS. records: the TFDS split, such as "train[:99%]". count: its images.
@@ -45,32 +46,52 @@ class ImageStream:
         return ImageData(self.name, self.split, np.stack(images), np.array(labels, np.int64), self.class_names)
 
     def limited(self, count: int) -> "ImageStream":
-        """Returns the same stream with epochs of `count` images, of all for 0."""
-        return dataclasses.replace(self, count=min(count, self.count)) if count else self
+        """Returns the first `count` images of the split, all of them for 0."""
+        count = min(count, self.count)
+        return dataclasses.replace(self, count=count, records=f"{self._source}[:{count}]") if count else self
 
-    def steps_per_epoch(self, batch_size: int) -> int:
-        return full_batches(self, batch_size)
+    @property
+    def _source(self) -> str:
+        """The TFDS split the records are cut from; its own beginning, so that a part of it can be named."""
+        source, _, rest = self.records.partition("[")
+        if rest and not rest.startswith(":"):
+            raise ValueError(f"train_images can't limit {self.records!r}, which is not the beginning of a split.")
+        return source
 
-    def batches(
-        self, batch_size: int, seed: int = 0, epoch: int = 0, step: int = 0, epochs: int = 1, augmentation="none"
-    ):
-        """As `ImageData.batches`. Files and a window of records are shuffled from (seed, epoch); to continue in the
-        middle of an epoch its records are read over, without being decoded."""
+    def batches(self, batch_size, seed=0, epoch=0, step=0, epochs=None, augmentation="none", part=(0, 1)):
+        """See `Split.batches`. Files and a window of records are shuffled from (seed, epoch); to continue in the middle
+        of an epoch its records are read over, without being decoded."""
         import tensorflow as tf
 
-        steps = self.steps_per_epoch(batch_size)
-        one = functools.partial(self._epoch, batch_size, steps, seed, augmentation)
+        one = functools.partial(self._epoch, batch_size, self.steps_per_epoch(batch_size), seed, augmentation, part)
+        if epochs is None:
+            return self._endless(one, epoch, step, batch_size // part[1])
         stream = one(epoch, step)
         for later in range(epoch + 1, epochs):
             stream = stream.concatenate(one(later, 0))
         return stream.prefetch(tf.data.AUTOTUNE)
 
-    def _epoch(self, batch_size, steps, seed, augmentation, epoch, step):
+    def _endless(self, one, epoch, step, share):
+        import itertools
+
+        import tensorflow as tf
+
+        def rows():
+            for e in itertools.count(epoch):
+                yield from one(e, step if e == epoch else 0)
+
+        images = tf.TensorSpec((share, *self.image_shape), tf.float32)
+        return tf.data.Dataset.from_generator(rows, output_signature=(images, tf.TensorSpec((share,), tf.int64)))
+
+    def _epoch(self, batch_size, steps, seed, augmentation, part, epoch, step):
         import tensorflow as tf
 
         mixed = np.random.SeedSequence([seed, epoch]).generate_state(1)[0] % 2**31
         records = self._records(int(mixed)).shuffle(min(_SHUFFLE_BUFFER, len(self)), seed=int(mixed))
         records = records.take(steps * batch_size).enumerate().skip(step * batch_size)
+        share = batch_size // part[1]
+        if part[1] > 1:
+            records = records.filter(lambda position, _: position % batch_size // share == part[0])
 
         def read(position, record):
             image, label = self._decode(record)
@@ -82,7 +103,7 @@ class ImageStream:
             return tf.clip_by_value(tf.ensure_shape(image, self.image_shape) / 255.0, 0.0, 1.0), label
 
         stream = records.map(read, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-        return stream.batch(batch_size, drop_remainder=True)
+        return stream.batch(share, drop_remainder=True)
 
     def _records(self, seed: int | None = None):
         import tensorflow as tf

@@ -6,7 +6,8 @@ from pathlib import Path
 import keras
 
 from covkeras import jobs
-from covkeras.certification.certificates import average_certified_radius, certified_accuracy, read_certificates
+from covkeras.certification.certificates import average_certified_radius, certified_accuracy
+from covkeras.certification.logs import read_certificates
 from covkeras.exporting.saved_model import Defaults, export
 from covkeras.runs import RunFolder
 

@@ -101,9 +101,7 @@ class AdjointRadius(Objective):
     @classmethod
     def published(cls, data, sigma, epochs, switch_epoch) -> dict:
         """Ours: with Consistency's term, and the radius of every 16th image, 2.1 times a plain step."""
-        own = {"radius_loss": "hinge", "classify_on": "copy", "gates": "calibrated", "eta": 0.5, "antithetic": False}
         return {
-            **own,
             "lam": nearest({"mnist": _LAM, "cifar10": _LAM}, data, sigma),
             "gamma": nearest({"mnist": _GAMMA, "cifar10": _GAMMA}, data, sigma),
             "radius_every": 16,

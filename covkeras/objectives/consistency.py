@@ -52,8 +52,7 @@ class Consistency(Objective):
 
     @classmethod
     def published(cls, data, sigma, epochs, switch_epoch) -> dict:
-        own = {"eta": 0.5, "num_copies": 0, "antithetic": False, "switch_epoch": 0}
-        return {"lam": nearest(PUBLISHED_LAM, data, sigma), **own}
+        return {"lam": nearest(PUBLISHED_LAM, data, sigma), "switch_epoch": 0}
 
     def __call__(self, images, labels, noise, context) -> Terms:
         """images (batch, h, w, c), labels (batch,), noise (copies, batch, h, w, c) standard normal -> Terms."""

@@ -44,7 +44,7 @@ class Macer(Objective):
 
     @classmethod
     def published(cls, data, sigma, epochs, switch_epoch) -> dict:
-        return {"lam": nearest(_LAM, data, sigma), "gamma": 8.0, "num_copies": 0, "switch_epoch": 0}
+        return {"lam": nearest(_LAM, data, sigma), "gamma": 8.0, "switch_epoch": 0}
 
     def __call__(self, images, labels, noise, context) -> Terms:
         """images (batch, h, w, c), labels (batch,), noise (k, batch, h, w, c) standard normal -> Terms."""
