@@ -140,6 +140,11 @@ def check_classifier(classifier) -> None:
             f"classifier must end in logits of shape (batch, classes >= 2), got {tuple(outputs[0].shape)}. "
             "For two classes use Dense(2)."
         )
+    if not isinstance(classifier, keras.Sequential) and isinstance(classifier.input, (dict, list, tuple)):
+        raise ValueError(
+            f"classifier must take one image tensor, but it takes a {type(classifier.input).__name__} of one. Wrap it: "
+            "keras.Model(classifier.inputs[0], classifier.outputs[0])."
+        )
     _check_float_inputs(classifier)
     name = ends_in_probabilities(classifier)
     if name:
@@ -215,7 +220,7 @@ def _check_answers(classifier) -> None:
     if isinstance(answer, (dict, list, tuple)):
         raise ValueError(
             f"classifier must return one logits tensor, got a {type(answer).__name__}. Wrap it: "
-            "keras.Model(classifier.inputs, classifier.outputs[0])."
+            "keras.Model(classifier.inputs[0], classifier.outputs[0])."
         )
 
     def at(images):

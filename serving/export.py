@@ -29,6 +29,9 @@ def parse(arguments=None) -> argparse.Namespace:
     parser.add_argument("--n", type=int, default=1_000, help="samples to bound its probability (default: 1,000)")
     parser.add_argument("--alpha", type=float, default=0.001, help="of a wrong certificate (default: 0.001)")
     parser.add_argument("--n-predict", type=int, default=1_000, help="samples of a prediction (default: 1,000)")
+    parser.add_argument(
+        "--resize", action="store_true", help="serving_bytes resizes images of another size (default: refuses them)"
+    )
     parser.add_argument("--max-samples", type=int, default=100_000, help="a request may ask for (default: 100,000)")
     parser.add_argument(
         "--data-dir", type=user_path, metavar="DIR", help="folder of prepared TFDS data sets (default: TFDS's own)"
@@ -40,7 +43,7 @@ def main(arguments=None) -> int:
     flags = parse(arguments)
 
     def program(stop):
-        defaults = Defaults(flags.n0, flags.n, flags.alpha, flags.n_predict, flags.max_samples)
+        defaults = Defaults(flags.n0, flags.n, flags.alpha, flags.n_predict, flags.max_samples, flags.resize)
         folder = export_run(flags.run, Path(flags.out), jobs.Environment(flags.data_dir), defaults)
         print(f"exported {folder}: .venv/bin/python serving/local.py {quoted(folder.parent.parent)}")
 

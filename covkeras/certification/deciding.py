@@ -86,17 +86,20 @@ def _checked(smoothed, images, indices, index, alpha, max_n, n0):
 def _check_reach(max_n: int, p0: float, alpha: float, what: str) -> None:
     """Refuses a max_n at which not even a hit with every sample would decide for the image."""
 
-    def reaches(n):
+    def reaches(blocks):
+        n = blocks * BLOCK
         return anytime_lower(n, n, alpha) > 0.5 if p0 <= 0.5 else hits_to_decide(n, p0, alpha) <= n
 
-    last = max_n // BLOCK * BLOCK
-    if not reaches(last):
-        least = last
-        while not reaches(least) and least < 10**9:
-            least = 2 * least
-        while least > last + BLOCK and reaches((last + least) // 2 // BLOCK * BLOCK):
-            least = (last + least) // 2 // BLOCK * BLOCK
-        raise ValueError(
-            f"max_n must be at least {least:,} to certify {what} at alpha {alpha:g}: with {max_n:,} samples every "
-            "image would be refused, whatever its votes."
-        )
+    low = max_n // BLOCK
+    if reaches(low):
+        return
+    high = 2 * low
+    while not reaches(high) and high < 10**9:
+        high = 2 * high
+    while high > low + 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if reaches(middle) else (middle, high)
+    raise ValueError(
+        f"max_n must be at least {high * BLOCK:,} to certify {what} at alpha {alpha:g}: with {max_n:,} samples every "
+        "image would be refused, whatever its votes."
+    )

@@ -11,7 +11,13 @@ import scipy.stats
 import tensorflow as tf
 
 from covkeras.certification.certificates import ABSTAIN, Certificates, Predictions, RadiusDecisions
-from covkeras.certification.confidence import MAX_TRIALS, certified_radius, check_enough, clopper_pearson_lower
+from covkeras.certification.confidence import (
+    MAX_TRIALS,
+    certified_radius,
+    check_enough,
+    check_enough_to_predict,
+    clopper_pearson_lower,
+)
 from covkeras.certification.deciding import certify_to_each, decide_each
 from covkeras.certification.noise import ESTIMATION, PREDICTION, SELECTION, check_seed, make_noise
 from covkeras.certification.voting import PRECISIONS, Ballot, rebuilt
@@ -106,12 +112,7 @@ class SmoothedClassifier:
         """
         check_count("n", n)
         check_alpha(alpha)
-        least = math.ceil(1 - math.log2(alpha))
-        if 2.0 * 0.5**n > alpha:
-            raise ValueError(
-                f"n must be at least {least} at alpha {alpha:g}, got {n}: with fewer samples even unanimous votes "
-                "can't tell the top two classes apart, and every image would be abstained on."
-            )
+        check_enough_to_predict("n", n, alpha)
         images, indices = self.checked(images, indices, index)
         seed = check_seed(seed)
         groups = self._groups(len(images))
@@ -309,12 +310,13 @@ def _warn_of_scale(classifier) -> None:
     images = probe_images(classifier)
     as_given, larger = (np.asarray(classifier(k * images, training=False), np.float32) for k in (1.0, 255.0))
     second, first = np.sort(as_given, -1)[:, -2:].T
-    margin = first - second
-    alike = len(set(as_given.argmax(-1))) == 1 and np.ptp(margin) < 0.5 * margin.mean()
+    with np.errstate(invalid="ignore"):  # masked classes
+        margin = first - second
+        alike = len(set(as_given.argmax(-1))) == 1 and np.ptp(margin) < 0.5 * margin.mean()
     classes = len(set(larger.argmax(-1)))
     if alike and classes > 1:
         warnings.warn(
-            f"classifier gives {len(images)} very different test images in [0, 1] all one class with nearly one margin, "
+            f"classifier gives {len(images)} different test images in [0, 1] all one class with nearly one margin, "
             f"and the same from 0 to 255 {classes} classes: it seems to expect 0 to 255. {INSIDE[0].upper()}"
             f"{INSIDE[1:]}",
             UserWarning,

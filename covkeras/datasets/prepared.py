@@ -38,6 +38,7 @@ def load_prepared(name: str, split: str, data_dir: str | None, image_size: int):
     known = PREPARED.get(name, Prepared(name, image_size=image_size))
     builder = _builder(name, known.tfds, data_dir)
     names = _class_names(name, builder)
+    _check_pixels(name, builder.info.features["image"])
     if known.streamed:
         size = image_size or known.image_size
         records = {"train": "train[:99%]", "validation": "train[99%:]", "test": known.test}[split]
@@ -67,18 +68,36 @@ def _builder(name: str, tfds_name: str, data_dir: str | None):
 def _class_names(name: str, builder) -> tuple[str, ...]:
     features = dict(builder.info.features or {})
     label, image = features.get("label"), features.get("image")
-    if image is None or not hasattr(label, "names"):
+    if image is None or label is None:
         raise ValueError(
             f"{name} is no image classification data set: its features are {sorted(features)}, an image and a class "
             "label are needed."
         )
+    if not hasattr(label, "num_classes"):
+        raise ValueError(
+            f"the labels of {name} must be a tfds.features.ClassLabel, got {type(label).__name__}: how many classes "
+            "there are, and their names, must be known. Prepare the data set with ClassLabel(num_classes=...)."
+        )
     return tuple(label.names or map(str, range(label.num_classes)))
+
+
+def _check_pixels(name: str, image) -> None:
+    """Refuses images that are not 8 bit: cut to 256 levels in silence, they would be others."""
+    dtype = np.dtype(image.np_dtype)
+    if dtype != np.uint8 or len(image.shape) != 3:
+        raise ValueError(
+            f"the images of {name} must be 8-bit, uint8 (height, width, channels), got {dtype} of shape {image.shape}. "
+            "Prepare the data set with images of 0 to 255, tfds.features.Image(shape=...)."
+        )
 
 
 def _dataset(name: str, builder, split: str, data_dir: str | None):
     """The records of a split; a data set that isn't prepared is refused with the command that prepares it."""
     try:
-        return builder.as_dataset(split=split, shuffle_files=False)
+        # Files are decoded here: TFDS's JPEG transform is the fast one.
+        is_file = isinstance(builder.info.features["image"], _file_features())
+        decoders = {"image": _skip_decoding()} if is_file else None
+        return builder.as_dataset(split=split, shuffle_files=False, decoders=decoders)
     except (AssertionError, FileNotFoundError):
         where = f" --data_dir={quoted(data_dir)}" if data_dir else ""
         raise FileNotFoundError(
@@ -95,7 +114,15 @@ def _read(name, builder, split, data_dir, image_size, reader):
     import tensorflow as tf
 
     records = _dataset(name, builder, split, data_dir)
-    shape = records.element_spec["image"].shape
+    shape = builder.info.features["image"].shape
+
+    def pixels(record):
+        image = record["image"]
+        if image.dtype == tf.string:
+            image = tf.io.decode_jpeg(image, channels=shape[-1] or 3, dct_method="INTEGER_ACCURATE")
+        return {**record, "image": tf.ensure_shape(image, (*shape[:2], shape[-1] or 3))}
+
+    records = records.map(pixels, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     if None in shape[:2] and not image_size:
         raise ValueError(f"the images of {name!r} vary in size: give --image-size, the height and width to resize to.")
     if image_size:
@@ -114,7 +141,19 @@ def _read(name, builder, split, data_dir, image_size, reader):
             f"the folder and prepare the data set again: tfds build {builder.name}"
         ) from None
     images, labels = (np.concatenate(p) for p in zip(*parts, strict=True))
-    return images.astype(np.uint8, copy=False), labels.astype(np.int64)
+    return images, labels.astype(np.int64)
+
+
+def _file_features():
+    import tensorflow_datasets as tfds
+
+    return tfds.features.Image
+
+
+def _skip_decoding():
+    import tensorflow_datasets as tfds
+
+    return tfds.decode.SkipDecoding()
 
 
 def _count(name: str, builder, records: str, data_dir: str | None) -> int:

@@ -78,6 +78,10 @@ class ServedGraphs:
             require((n0 >= 1) & (n0 <= self.max_samples), f"n0 must lie in [1, {self.max_samples}]"),
             require((n >= 1) & (n <= self.max_samples), f"n must lie in [1, {self.max_samples}]"),
             require((alpha > 0) & (alpha < 1), "alpha must lie in (0, 1); the field uses 0.001"),
+            require(
+                tf.cast(n, tf.float64) * math.log(2.0) > -tf.math.log(alpha),
+                "n must be above log2(1 / alpha), 10 at alpha 0.001: fewer samples certify nothing, whatever the votes",
+            ),
             require(seed >= 0, "seed must be at least 0"),
         ]
         with tf.control_dependencies(numbers):

@@ -15,9 +15,10 @@ import numpy as np
 import tensorflow as tf
 
 from covkeras.certification.certificates import ABSTAIN
-from covkeras.certification.confidence import MAX_TRIALS
+from covkeras.certification.confidence import MAX_TRIALS, check_enough, check_enough_to_predict
 from covkeras.certification.records import classifier_digest
 from covkeras.certification.smoothing import SmoothedClassifier
+from covkeras.datasets.decoding import decoded as decoded_image
 from covkeras.exporting.graphs import ServedGraphs, rounded_down
 from covkeras.moments.adjoint import adjoint_margin, calibrate_gates
 from covkeras.moments.gaussian import margin
@@ -33,6 +34,7 @@ class Defaults:
     """What a request that doesn't say gets, and what one may ask for.
 
     n0, n, alpha: of serving_default. n_predict: samples of `predict`. max_samples: above it a request is refused.
+    resize: whether serving_bytes resizes images of another size, instead of refusing them.
     """
 
     n0: int = 100
@@ -40,12 +42,15 @@ class Defaults:
     alpha: float = 0.001
     n_predict: int = 1_000
     max_samples: int = 100_000
+    resize: bool = False
 
     def __post_init__(self):
         check_alpha(self.alpha)
         check_count("max_samples", self.max_samples, 64, MAX_TRIALS)
         for name in ("n0", "n", "n_predict"):
             check_count(name, getattr(self, name), 1, self.max_samples)
+        check_enough("n", self.n, self.alpha)
+        check_enough_to_predict("n_predict", self.n_predict, self.alpha)
 
 
 def export(
@@ -135,7 +140,7 @@ def _signatures(graphs: ServedGraphs, names, defaults: Defaults, calibration_ima
         return certified(x, rows + defaults.n0, rows + defaults.n, alpha, seed)
 
     def serving_bytes(image_bytes):
-        return default(decoded(image_bytes, smoothed.image_shape))
+        return default(decoded(image_bytes, smoothed.image_shape, defaults.resize))
 
     def certify_at(images, radius, alpha, seed):
         done, top, samples = graphs.certify_at(images, radius, alpha, seed)
@@ -190,20 +195,30 @@ def _moments(smoothed, named, calibration_images):
     return moments
 
 
-def decoded(image_bytes, shape):
-    """PNG, JPEG, BMP or GIF strings (batch,) as float32 images on the 8-bit grid, of the classifier's shape, resized
-    where theirs is another. A string that is no image ends in INVALID_ARGUMENT."""
+def decoded(image_bytes, shape, resize: bool = False):
+    """PNG or JPEG strings (batch,) as float32 images on the 8-bit grid, of the classifier's shape.
+
+    Args:
+        image_bytes: (batch,). shape: (height, width, channels). resize: whether images of another size are resized; a
+            certificate then speaks of the resized image.
+
+    Raises:
+        tf.errors.InvalidArgumentError: see `datasets.decoding`; another size, unless `resize`.
+    """
     height, width, channels = shape
 
     def one(text):
-        image = tf.io.decode_image(text, channels=channels, expand_animations=False)
-        image.set_shape([None, None, channels])
-        size = tf.shape(image)[:2]
+        pixels = decoded_image(text, channels)
+        size = tf.shape(pixels)[:2]
         same = tf.reduce_all(size == [height, width])
+        if not resize:
+            expected = f"image must be {height} x {width} (height x width), as the classifier takes it: resize it, got"
+            with tf.control_dependencies([tf.debugging.Assert(same, [expected, size])]):
+                return tf.ensure_shape(tf.cast(tf.identity(pixels), tf.float32) / 255.0, shape)
         resized = tf.cond(
             same,
-            lambda: tf.cast(image, tf.float32),
-            lambda: tf.image.resize(image, (height, width), antialias=True),
+            lambda: tf.cast(pixels, tf.float32),
+            lambda: tf.image.resize(pixels, (height, width), antialias=True),
         )
         return tf.ensure_shape(tf.clip_by_value(tf.round(resized), 0.0, 255.0) / 255.0, shape)
 
