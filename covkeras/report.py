@@ -24,9 +24,15 @@ class Result:
 
 
 def table_radii(results: Sequence[Result]) -> list[float]:
-    """Returns 0, 0.25, 0.5, ... up to the largest certified radius."""
-    largest = max(float(r.certificates.radius.max(initial=0.0)) for r in results)
-    return [0.25 * i for i in range(int(largest / 0.25) + 1)]
+    """Returns 0, 0.25, 0.5, ... up to the largest certified radius; in wider steps where they would be above 25."""
+    return steps_to(max(float(r.certificates.radius.max(initial=0.0)) for r in results), 0.25, 25)
+
+
+def steps_to(largest: float, step: float, most: int) -> list[float]:
+    """Returns 0, step, 2 step, ... up to `largest`, the step doubled until they are at most so many."""
+    while int(largest / step) + 1 > most:
+        step *= 2
+    return [step * i for i in range(int(largest / step) + 1)]
 
 
 def accuracy_table(results: Sequence[Result]) -> list[list[str]]:

@@ -1,23 +1,24 @@
 """Asks a TF-Serving (or serving/local.py) for certified predictions of image files; a table, or JSON.
 
-Needs no covkeras and no TensorFlow: REST by the standard library; gRPC with tensorflow-serving-api. Retries only what
-the server says is unavailable. Exits with 1 and the server's message on an error.
+Needs no covkeras and no TensorFlow: REST by the standard library; gRPC by grpcio; Pillow and NumPy for what is decoded
+here. Retries only what is unavailable. Exits with 1 and the server's message on an error.
 """
 
 import argparse
 import base64
-import contextlib
+import http.client
 import json
 import os
 import sys
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 
 EXAMPLES = """examples:
-  python serving/client.py digit.png --model digits
-  python serving/client.py *.png --model digits --url http://server:8501 --signature certify --n 100000 --json
-  python serving/client.py digit.png --model digits --grpc server:8500
+  .venv/bin/python serving/client.py serving/digit.png --model digits
+  .venv/bin/python serving/client.py *.png --model digits --url http://server:8501 --signature certify --n 100000 --json
+  .venv/bin/python serving/client.py serving/digit.png --model digits --grpc server:8500
 """
 COLUMNS = ("label", "radius", "certified", "p_lower", "votes", "propagated_radius", "adjoint_radius", "samples")
 
@@ -57,22 +58,79 @@ def parse(arguments=None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def pixels(path: str, channels: int):
+    """An image file's pixels as a viewer shows them, float32 (height, width, channels) of 255ths.
+
+    The server's own rules (covkeras/datasets/decoding.py), in Pillow; besides, an EXIF orientation is applied.
+    """
+    import numpy as np
+    from PIL import Image, ImageOps
+
+    with open(path, "rb") as file:
+        head = file.read(26)
+    with Image.open(path) as image:
+        if image.format not in ("PNG", "JPEG"):
+            raise Refused(f"{path} must be a PNG or JPEG file, got {image.format}: save it as one")
+        if image.format == "PNG" and len(head) > 24 and head[24] > 8:
+            raise Refused(f"{path} must have 8 bits a channel, but it is a 16-bit PNG: convert it")
+        if getattr(image, "n_frames", 1) > 1:
+            raise Refused(f"{path} must be a single image, but it is animated")
+        if image.mode in ("CMYK", "YCCK"):
+            raise Refused(f"{path} must be grey or RGB, but it is CMYK: convert it")
+        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+            image.load()
+            if min(image.convert("RGBA").getchannel("A").getextrema()) < 255:
+                raise Refused(f"{path} must be opaque, but parts of it are transparent: lay it on a background")
+        upright = ImageOps.exif_transpose(image).convert("RGB")
+    array = np.asarray(upright.convert("L") if channels == 1 else upright, np.float32) / np.float32(255)
+    return array[..., None] if channels == 1 else array
+
+
 def inputs(flags) -> dict[str, list]:
     """The request's columns: name -> a value per image; file contents as bytes."""
+    for name in ("n0", "n", "seed"):
+        if not 0 <= getattr(flags, name) < 2**63:
+            raise Refused(f"{name} must be a whole number from 0 to 2^63 - 1, got {getattr(flags, name)}")
     if flags.signature == "serving_bytes":
-        return {"image_bytes": [open(path, "rb").read() for path in flags.images]}
-    import numpy as np
-    from PIL import Image
-
-    mode = "L" if flags.channels == 1 else "RGB"
-    arrays = [np.asarray(Image.open(path).convert(mode), np.float32) / np.float32(255) for path in flags.images]
-    columns = {"images": [a[..., None].tolist() if flags.channels == 1 else a.tolist() for a in arrays]}
-    count = len(arrays)
+        columns = []
+        for path in flags.images:
+            with open(path, "rb") as file:
+                columns.append(file.read())
+        return {"image_bytes": columns}
+    arrays = [pixels(path, flags.channels) for path in flags.images]
+    sizes = {a.shape[:2]: path for a, path in zip(arrays, flags.images, strict=True)}
+    if len(sizes) > 1:
+        listed = ", ".join(f"{path}: {h} x {w}" for (h, w), path in sizes.items())
+        raise Refused(f"images must have one size (height x width), got {listed}: resize them, or ask for each alone")
     extra = {
         "certify": {"n0": flags.n0, "n": flags.n, "alpha": flags.alpha, "seed": flags.seed},
         "certify_at": {"radius": flags.radius, "alpha": flags.alpha, "seed": flags.seed},
     }
-    return columns | {name: [value] * count for name, value in extra.get(flags.signature, {}).items()}
+    columns = {name: [value] * len(arrays) for name, value in extra.get(flags.signature, {}).items()}
+    return {"images": [a.tolist() for a in arrays], **columns}
+
+
+def address(url: str) -> str:
+    """The server's address as it was meant: with a scheme, without a slash at its end."""
+    url = (url if "://" in url else f"http://{url}").rstrip("/")
+    parts = urllib.parse.urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise Refused(f"url must be such as http://127.0.0.1:8501, got {url}")
+    return url
+
+
+def is_here(host: str) -> bool:
+    """Whether a host is this machine: then no proxy leads there."""
+    return host in ("localhost", "::1") or host.startswith("127.")
+
+
+def said(error: urllib.error.HTTPError) -> str:
+    """The server's message in an HTTP error."""
+    text = error.read().decode(errors="replace")
+    try:
+        return json.loads(text)["error"]
+    except (ValueError, KeyError, TypeError):
+        return text.strip()[:500]
 
 
 def by_rest(flags, columns) -> list[dict]:
@@ -81,78 +139,66 @@ def by_rest(flags, columns) -> list[dict]:
     def plain(value):
         return {"b64": base64.b64encode(value).decode()} if isinstance(value, bytes) else value
 
-    count = len(flags.images)
+    url, count = address(flags.url), len(flags.images)
     rows = [{name: plain(values[i]) for name, values in columns.items()} for i in range(count)]
     version = f"/versions/{flags.version}" if flags.version is not None else ""
     body = json.dumps({"signature_name": flags.signature, "instances": rows}).encode()
-    request = urllib.request.Request(f"{flags.url}/v1/models/{flags.model}{version}:predict", body)
+    model = urllib.parse.quote(flags.model, safe="")
+    request = urllib.request.Request(f"{url}/v1/models/{model}{version}:predict", body)
     request.add_header("Content-Type", "application/json")
+    proxies = {} if is_here(urllib.parse.urlsplit(url).hostname) else None
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler(proxies))
     try:
-        with urllib.request.urlopen(request, timeout=flags.timeout) as answer:
+        with opener.open(request, timeout=flags.timeout) as answer:
             predictions = json.load(answer)["predictions"]
     except urllib.error.HTTPError as error:
-        text = error.read().decode(errors="replace")
-        try:
-            text = json.loads(text)["error"]
-        except (ValueError, KeyError, TypeError):
-            text = text.strip()[:500]
-        raise (Unavailable if error.code == 503 else Refused)(f"{error.code}: {text}") from None
-    except (urllib.error.URLError, ConnectionError) as error:
-        raise Unavailable(f"{flags.url}: {getattr(error, 'reason', error)}") from None
-    except TimeoutError:
-        raise Refused(f"{flags.url}: no answer within {flags.timeout:g} s") from None
+        raise (Unavailable if error.code == 503 else Refused)(f"{error.code}: {said(error)}") from None
+    except (TimeoutError, urllib.error.URLError, ConnectionError) as error:
+        reason = getattr(error, "reason", error)
+        if isinstance(reason, TimeoutError):
+            raise Refused(f"{url}: no answer within {flags.timeout:g} s") from None
+        # A refused connection may be a server that starts; a name that leads nowhere will go on doing so.
+        kind = Unavailable if isinstance(reason, ConnectionError) else Refused
+        raise kind(f"{url}: {reason}") from None
+    except (http.client.HTTPException, ValueError, KeyError, TypeError) as error:
+        raise Refused(f"{url}: no answer of TF-Serving's REST API ({error!r:.80}). Is it the REST port?") from None
     return [p if isinstance(p, dict) else {flags.signature: p} for p in predictions]
-
-
-TYPES = {"images": ("float32", "DT_FLOAT"), "alpha": ("float64", "DT_DOUBLE"), "radius": ("float64", "DT_DOUBLE")}
-
-
-@contextlib.contextmanager
-def quiet():
-    """Keeps stderr silent: the generated stubs import TensorFlow, which talks at its start, in C++."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    saved, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nothing, 2)
-    try:
-        yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
-        os.close(nothing)
 
 
 def by_grpc(flags, columns) -> list[dict]:
     """PredictionService.Predict."""
     import grpc
     import numpy as np
+    from client_protos import METHOD, PredictRequest, PredictResponse
 
-    with quiet():
-        from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
-
-    request = predict_pb2.PredictRequest()
+    request = PredictRequest()
     request.model_spec.name, request.model_spec.signature_name = flags.model, flags.signature
     if flags.version is not None:
         request.model_spec.version.value = flags.version
     for name, values in columns.items():
-        tensor = request.inputs[name]
+        tensor = request.inputs.add(key=name).value
         if name == "image_bytes":
             tensor.dtype, shape = 7, (len(values),)  # DT_STRING
             tensor.string_val.extend(values)
         else:
-            kind, dtype = TYPES.get(name, ("int64", "DT_INT64"))
-            array = np.asarray(values, kind)
-            tensor.dtype, shape = {"DT_FLOAT": 1, "DT_DOUBLE": 2, "DT_INT64": 9}[dtype], array.shape
+            array = np.asarray(
+                values, {"images": "float32", "alpha": "float64", "radius": "float64"}.get(name, "int64")
+            )
+            tensor.dtype, shape = {"float32": 1, "float64": 2, "int64": 9}[array.dtype.name], array.shape
             tensor.tensor_content = array.tobytes()
         for size in shape:
             tensor.tensor_shape.dim.add().size = size
+    here = is_here(flags.grpc.rpartition(":")[0].strip("[]"))
     options = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
+    options += [("grpc.enable_http_proxy", 0)] if here else []
     with grpc.insecure_channel(flags.grpc, options=options) as channel:
+        predict = channel.unary_unary(METHOD, PredictRequest.SerializeToString, PredictResponse.FromString)
         try:
-            answer = prediction_service_pb2_grpc.PredictionServiceStub(channel).Predict(request, timeout=flags.timeout)
+            answer = predict(request, timeout=flags.timeout)
         except grpc.RpcError as error:
             kind = Unavailable if error.code() == grpc.StatusCode.UNAVAILABLE else Refused
             raise kind(f"{error.code().name}: {error.details()}") from None
-    columns = {name: _values(tensor) for name, tensor in answer.outputs.items()}
+    columns = {entry.key: _values(entry.value) for entry in answer.outputs}
     return [{name: values[i] for name, values in columns.items()} for i in range(len(flags.images))]
 
 
@@ -172,7 +218,10 @@ def _values(tensor) -> list:
     kind, field = kinds[tensor.dtype]
     content = tensor.tensor_content
     array = np.frombuffer(content, kind) if content else np.array(getattr(tensor, field), kind)
-    return np.broadcast_to(array if array.size != 1 else array[0], shape or None).tolist() if shape else array.tolist()
+    if array.size == 1:
+        # One value for all, as a server may send it.
+        array = np.full(shape, array[0])
+    return array.reshape(shape).tolist()
 
 
 def ask(flags) -> list[dict]:
@@ -200,6 +249,7 @@ def table(flags, answers: list[dict]) -> str:
 
 def main(arguments=None) -> int:
     flags = parse(arguments)
+    flags.images = [os.path.expanduser(path) for path in flags.images]
     try:
         answers = ask(flags)
     except (Refused, OSError) as error:

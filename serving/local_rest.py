@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 from aiohttp import web
+from google.protobuf import json_format
+from local_grpc import signature_map
 from local_models import STATUSES, Models, invalid, message_of
 
 PAGE = Path(__file__).with_name("page.html")
@@ -53,23 +55,21 @@ def plain(value):
     return value.decode(errors="replace") if isinstance(value, bytes) else value
 
 
+_MODEL = r"/v1/models/{name:[^/:]+}"
+# A request names its model alone, a version of it, or a label.
+_PLACES = (_MODEL, _MODEL + r"/versions/{version:[^/:]+}", _MODEL + r"/labels/{label:[^/:]+}")
+
+
 class Rest:
     """The REST paths."""
 
     def __init__(self, models: Models, pool):
         self.models, self.pool = models, pool
         self.app = web.Application(client_max_size=MAX_BODY, middlewares=[self.errors])
-        self.app.add_routes(
-            [
-                web.get("/", self.page),
-                web.get("/about", self.about),
-                web.get(r"/v1/models/{name:[^/:]+}", self.status),
-                web.get(r"/v1/models/{name:[^/:]+}/versions/{version:[^/:]+}", self.status),
-                web.get(r"/v1/models/{name:[^/:]+}/metadata", self.metadata),
-                web.post(r"/v1/models/{name:[^/:]+}:predict", self.predict),
-                web.post(r"/v1/models/{name:[^/:]+}/versions/{version:[^/:]+}:predict", self.predict),
-            ]
-        )
+        self.app.add_routes([web.get("/", self.page), web.get("/about", self.about)])
+        for place in _PLACES:
+            paths = [web.get(place, self.status), web.get(f"{place}/metadata", self.metadata)]
+            self.app.add_routes([*paths, web.post(f"{place}:predict", self.predict)])
 
     @web.middleware
     async def errors(self, request, handler):
@@ -80,6 +80,9 @@ class Rest:
             return web.json_response({"error": message_of(error)}, status=status)
         except web.HTTPException as error:
             return web.json_response({"error": error.reason}, status=error.status)
+        except Exception as error:
+            print(f"error: {request.method} {request.path}: {error!r}", flush=True)
+            return web.json_response({"error": "internal error"}, status=500)
 
     async def page(self, request):
         return web.FileResponse(PAGE)
@@ -87,55 +90,62 @@ class Rest:
     async def about(self, request):
         return web.json_response({name: self.models.about(name) for name in sorted(self.models.loaded)})
 
-    def version(self, request) -> int | None:
+    def asked(self, request) -> tuple[str, int | None, str | None]:
+        """The name, and the version or the label, or neither."""
         text = request.match_info.get("version")
-        if text is not None and not text.isdigit():
+        if text is not None and not (text.isascii() and text.isdigit() and int(text) < 2**63):
             raise invalid(f"version must be a whole number, got {text!r}")
-        return None if text is None else int(text)
+        version = None if text is None else int(text)
+        return request.match_info["name"], version, request.match_info.get("label")
 
     async def status(self, request):
-        name, version = request.match_info["name"], self.version(request)
-        self.models.find(name, version)
-        versions = [version] if version is not None else sorted(self.models.loaded[name], reverse=True)
+        name, version, label = self.asked(request)
+        if label:
+            self.models.find(name, None, label)
         ok = {"error_code": "OK", "error_message": ""}
+        versions = self.models.versions(name, version)
         rows = [{"version": str(v), "state": "AVAILABLE", "status": ok} for v in versions]
         return web.json_response({"model_version_status": rows})
 
     async def metadata(self, request):
-        version, model = self.models.find(request.match_info["name"], None)
-        signatures = {
-            name: {
-                "inputs": {k: [s.dtype.name, s.shape.as_list()] for k, s in f.structured_input_signature[1].items()},
-                "outputs": {k: [s.dtype.name, s.shape.as_list()] for k, s in f.structured_outputs.items()},
-            }
-            for name, f in model.signatures.items()
-        }
-        spec = {"name": request.match_info["name"], "signature_name": "", "version": str(version)}
-        return web.json_response({"model_spec": spec, "metadata": {"signature_def": {"signature_def": signatures}}})
+        name, version, label = self.asked(request)
+        version, definitions = self.models.signature_defs(name, version, label)
+        shown = json_format.MessageToDict(
+            signature_map(definitions), preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+        )
+        spec = {"name": name, "signature_name": "", "version": str(version)}
+        return web.json_response({"model_spec": spec, "metadata": {"signature_def": shown}})
 
     async def predict(self, request):
-        raw = await request.read()
+        try:
+            raw = await request.read()
+        except web.HTTPException:
+            raise
+        except Exception as error:  # such as a body that is not compressed as it claims
+            raise invalid(f"the request's body can't be read: {error}") from None
         try:
             body = json.loads(raw)
         except (ValueError, RecursionError) as error:
             raise invalid(f"JSON Parse error: {error}") from None
         if not isinstance(body, dict):
             raise invalid("JSON Parse error: the request must be an object")
-        name, version = request.match_info["name"], self.version(request)
-        answer = await asyncio.get_running_loop().run_in_executor(self.pool, self._evaluate, name, version, body)
+        if not isinstance(body.get("signature_name", ""), str):
+            raise invalid("'signature_name' key must be a string value.")
+        where = self.asked(request)
+        answer = await asyncio.get_running_loop().run_in_executor(self.pool, self._evaluate, *where, body)
         return web.json_response(answer)
 
-    def _evaluate(self, name, version, body) -> dict:
+    def _evaluate(self, name, version, label, body) -> dict:
         columns = columns_of(body)
         signature = body.get("signature_name", "") or "serving_default"
         if None in columns:
-            _, model = self.models.find(name, version)
-            if signature in model.signatures:
-                names = list(model.signatures[signature].structured_input_signature[1])
+            _, made = self.models.find(name, version, label)
+            if signature in made.model.signatures:
+                names = list(made.model.signatures[signature].structured_input_signature[1])
                 if len(names) != 1:
                     raise invalid(f"{signature} has the inputs {names}: name them")
                 columns = {names[0]: columns[None]}
-        _, outputs = self.models.run(name, version, signature, columns)
+        _, outputs = self.models.run(name, version, signature, columns, label)
         outputs = {k: plain(v) for k, v in outputs.items()}
         if "inputs" in body:
             return {"outputs": outputs if len(outputs) > 1 else next(iter(outputs.values()))}

@@ -190,7 +190,11 @@ def test_image_files_are_decoded(exported, rng):
     by_floats = signatures["serving_default"](images=tf.constant(images))
     assert all(np.array_equal(by_bytes[k].numpy(), by_floats[k].numpy()) for k in by_floats)
     colour = tf.io.encode_jpeg(tf.cast(rng.integers(0, 256, (16, 12, 3)), tf.uint8)).numpy()
-    resized = decoded(tf.constant([colour]), (8, 8, 1)).numpy()
+    with pytest.raises(tf.errors.InvalidArgumentError, match="image must be 8 x 8"):
+        decoded(tf.constant([colour]), (8, 8, 1))
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"image must be 8 x 8[\s\S]*16 12"):
+        signatures["serving_bytes"](image_bytes=tf.constant([colour]))
+    resized = decoded(tf.constant([colour]), (8, 8, 1), resize=True).numpy()
     assert resized.shape == (1, 8, 8, 1) and np.array_equal(np.round(resized * 255) / np.float32(255), resized)
     with pytest.raises(tf.errors.InvalidArgumentError):
         signatures["serving_bytes"](image_bytes=tf.constant([b"no image"]))

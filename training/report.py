@@ -10,6 +10,7 @@ startup.quiet_tensorflow()
 
 from covkeras import cli, report  # noqa: E402
 from covkeras.certification import read_certificates  # noqa: E402
+from covkeras.certification.records import log_name  # noqa: E402
 from covkeras.files import user_path  # noqa: E402
 
 EXAMPLES = """examples:
@@ -32,7 +33,7 @@ def parse(arguments=None) -> argparse.Namespace:
 def names_of(files: list[str]) -> list[str]:
     """The shortest ends of the paths that tell them apart: their own names, or with their folders."""
     for parts in range(1, max(len(Path(f).parts) for f in files) + 1):
-        names = ["/".join(Path(f).with_suffix("").parts[-parts:]) for f in files]
+        names = ["/".join(Path(f).with_name(log_name(f)).parts[-parts:]) for f in files]
         if len(set(names)) == len(names):
             return names
     return files

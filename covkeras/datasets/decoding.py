@@ -38,19 +38,23 @@ def decoded(text, channels: int):
 
 
 def _png(text, raw):
-    # Of the header: width, height, then the bits of a sample.
-    whole = tf.size(raw) > 25
-    bits = tf.cond(whole, lambda: raw[24], lambda: tf.constant(8, tf.uint8))
+    # Of the header: width, height, the bits of a sample, and the type of colour, whose third bit tells of alpha.
+    header = tf.pad(raw[:26], [[0, tf.maximum(26 - tf.size(raw), 0)]])
     checks = [
-        _require(bits <= 8, "image must have 8 bits a channel, but it is a 16-bit PNG: convert it"),
+        _require(header[24] <= 8, "image must have 8 bits a channel, but it is a 16-bit PNG: convert it"),
         _require(~_contains(raw, b"acTL"), "image must be a single one, but it is an animated PNG"),
     ]
     with tf.control_dependencies(checks):
-        pixels = tf.io.decode_png(text, channels=4)
+        text = tf.identity(text)
+    alpha = (tf.bitwise.bitwise_and(header[25], 4) > 0) | _contains(raw, b"tRNS")
+    return tf.cond(alpha, lambda: _opaque_png(text), lambda: tf.io.decode_png(text, channels=3))
+
+
+def _opaque_png(text):
+    pixels = tf.io.decode_png(text, channels=4)
     opaque = tf.reduce_all(pixels[..., 3] == 255)
-    with tf.control_dependencies(
-        [_require(opaque, "image must be opaque, but parts of it are transparent: lay it on a background")]
-    ):
+    message = "image must be opaque, but parts of it are transparent: lay it on a background"
+    with tf.control_dependencies([_require(opaque, message)]):
         return tf.identity(pixels[..., :3])
 
 

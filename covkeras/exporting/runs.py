@@ -9,6 +9,7 @@ from covkeras import jobs
 from covkeras.certification.certificates import average_certified_radius, certified_accuracy
 from covkeras.certification.logs import read_certificates
 from covkeras.exporting.saved_model import Defaults, export
+from covkeras.report import steps_to
 from covkeras.runs import RunFolder
 
 
@@ -46,8 +47,7 @@ def measured(run: RunFolder) -> dict:
     _, labels, certificates = read_certificates(run.certificates_file)
     if not len(labels):
         return {}
-    largest = float(certificates.radius.max())
-    radii = [round(0.05 * i, 2) for i in range(int(largest / 0.05) + 2)]
+    radii = [round(radius, 2) for radius in steps_to(float(certificates.radius.max()) + 0.05, 0.05, 200)]
     return {
         "test_images": len(labels),
         "acr": average_certified_radius(certificates, labels),

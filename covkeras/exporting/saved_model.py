@@ -22,8 +22,9 @@ from covkeras.datasets.decoding import decoded as decoded_image
 from covkeras.exporting.graphs import ServedGraphs, rounded_down
 from covkeras.moments.adjoint import adjoint_margin, calibrate_gates
 from covkeras.moments.gaussian import margin
+from covkeras.moments.gradients import automatic
 from covkeras.moments.network import MomentNetwork
-from covkeras.validation import check_alpha, check_count
+from covkeras.validation import check_alpha, check_count, check_weights, probe_images
 
 METADATA = "metadata.json"
 _LIBRARIES = ("tensorflow", "keras", "numpy", "covkeras")
@@ -85,14 +86,16 @@ def export(
     """
     folder = Path(folder)
     names = _checked_names(class_names, smoothed.num_classes)
-    if not folder.name.isdigit():
+    if not (folder.name.isascii() and folder.name.isdigit()):
         raise ValueError(f"folder must end in a version, a whole number such as exports/digits/1, got {folder}.")
     if folder.exists():
         raise FileExistsError(f"{folder} exists: a version is never changed. Export the next number.")
     if key is not None and not (len(key) == 2 and all(0 <= int(k) < 2**63 for k in key)):
         raise ValueError(f"key must be two whole numbers in [0, 2^63), got {key!r}.")
     graphs = ServedGraphs(smoothed, defaults.max_samples, key or (secrets.randbits(63), secrets.randbits(63)))
+    check_weights(smoothed.classifier)
     signatures = _signatures(graphs, names, defaults, calibration_images)
+    _check_answers(smoothed.classifier, signatures["logits"])
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
@@ -104,6 +107,18 @@ def export(
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return folder
+
+
+def _check_answers(classifier, logits) -> None:
+    """Refuses to export a graph that answers otherwise than the classifier itself."""
+    images = probe_images(classifier)
+    here, there = logits(images=tf.constant(images))["logits"].numpy(), np.asarray(classifier(images, training=False))
+    scale = 1.0 + np.abs(there[np.isfinite(there)]).max(initial=0.0)
+    if not np.allclose(here, there, atol=0.02 * scale, rtol=0, equal_nan=True):
+        raise ValueError(
+            "smoothed must hold a classifier whose graph is its own: traced, it answers a probe otherwise than called. "
+            "A layer computes with Python values that change; hold them in weights."
+        )
 
 
 def _checked_names(class_names, classes: int) -> list[str]:
@@ -172,7 +187,7 @@ def _signatures(graphs: ServedGraphs, names, defaults: Defaults, calibration_ima
         "logits": traced(logits, images=images),
     }
     # A layer without a moment rule leaves `moments` out: metadata.json lists the signatures there are.
-    with contextlib.suppress(NotImplementedError):
+    with contextlib.suppress(NotImplementedError), automatic():
         made["moments"] = traced(_moments(smoothed, named, calibration_images), images=images)
     return made
 
@@ -211,16 +226,16 @@ def decoded(image_bytes, shape, resize: bool = False):
         pixels = decoded_image(text, channels)
         size = tf.shape(pixels)[:2]
         same = tf.reduce_all(size == [height, width])
-        if not resize:
+
+        def other():
+            if resize:
+                return tf.image.resize(pixels, (height, width), antialias=True)
             expected = f"image must be {height} x {width} (height x width), as the classifier takes it: resize it, got"
             with tf.control_dependencies([tf.debugging.Assert(same, [expected, size])]):
-                return tf.ensure_shape(tf.cast(tf.identity(pixels), tf.float32) / 255.0, shape)
-        resized = tf.cond(
-            same,
-            lambda: tf.cast(pixels, tf.float32),
-            lambda: tf.image.resize(pixels, (height, width), antialias=True),
-        )
-        return tf.ensure_shape(tf.clip_by_value(tf.round(resized), 0.0, 255.0) / 255.0, shape)
+                return tf.zeros(shape)
+
+        sized = tf.cond(same, lambda: tf.cast(pixels, tf.float32), other)
+        return tf.ensure_shape(tf.clip_by_value(tf.round(sized), 0.0, 255.0) / 255.0, shape)
 
     return tf.map_fn(one, image_bytes, fn_output_signature=tf.TensorSpec(shape, tf.float32))
 

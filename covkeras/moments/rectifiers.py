@@ -9,6 +9,7 @@ import numpy as np
 from keras import ops
 
 from covkeras.moments.gaussian import Gaussian, blocks, standard_deviation, wide
+from covkeras.moments.gradients import custom_gradient
 
 
 def gaussian_cdf(z):
@@ -72,7 +73,7 @@ def relu_mean(mean, sd, kernels: Kernels = PLAIN):
         (batch, ..., channels), in the dtype of `mean`.
     """
 
-    @ops.custom_gradient
+    @custom_gradient
     def value_and_gradient(mean, sd):
         scale = ops.cast(sd, mean.dtype)
 
@@ -95,7 +96,7 @@ def gated_mean(mean, sd, slope: float = 0.0, kernels: Kernels = PLAIN):
     Shapes as in `relu_mean`. First derivative slope + (1 - slope) Phi(z), second (1 - slope) phi(z) / s.
     """
 
-    @ops.custom_gradient
+    @custom_gradient
     def gate(mean, sd, upstream):
         first = upstream
 
@@ -106,7 +107,7 @@ def gated_mean(mean, sd, slope: float = 0.0, kernels: Kernels = PLAIN):
 
         return kernels.gate(mean, sd, first), gradient
 
-    @ops.custom_gradient
+    @custom_gradient
     def value(mean, sd):
         def gradient(*args, upstream=None):
             return gate(mean, sd, args[0] if upstream is None else upstream), ops.zeros_like(sd)

@@ -12,6 +12,7 @@ from keras import ops
 
 from covkeras.moments.dispatch import propagate
 from covkeras.moments.gaussian import Gaussian, blocks
+from covkeras.moments.gradients import custom_gradient
 from covkeras.moments.rectifiers import Rectifier, activation_slope
 
 # The linear layers.
@@ -27,7 +28,7 @@ def quadratic_form(kernel, cov):
         (outputs, outputs), float32.
     """
 
-    @ops.custom_gradient
+    @custom_gradient
     def form(kernel, cov):
         # S W_k serves the value and the gradient: d/dW = 2 S W G for symmetric G, one product less than automatically.
         weighted = ops.matmul(cov, kernel)
