@@ -176,7 +176,7 @@ def first_of_another_kind(value, kinds) -> tuple | None:
 
 def message_of(error: tf.errors.OpError) -> str:
     """The op's message: the assertion's own text, without where in the graph it is."""
-    lines = [line.strip() for line in (error.message or "").splitlines()]
+    lines = [line.strip().removeprefix("assertion failed: ") for line in (error.message or "").splitlines()]
     kept = [s for s in lines if s and not s.startswith(("Graph execution", "Detected at", "<stack", "[[{{"))]
     asserted = [s.replace("] [", " ").strip("[]") for s in kept if s.startswith("[") and s.endswith("]")]
     return "\n".join(asserted or kept).split(" [Op:")[0].strip()
