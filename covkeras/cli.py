@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import signal
 import sys
 from collections.abc import Callable
 
@@ -86,7 +87,8 @@ def run(program: Callable[[Interrupts], None], resume: str = "") -> int:
             program(stop)
     except Interrupted:
         print(f"\nstopped, everything is saved. To resume: {resume or 'run the same command'}", file=sys.stderr)
-        return 128 + stop.signal_number
+        # Of several machines another one may have been asked.
+        return 128 + (stop.signal_number or signal.SIGTERM)
     except KeyboardInterrupt:
         print(f"\nstopped; what was saved stays. To resume: {resume or 'run the same command'}", file=sys.stderr)
         return 130

@@ -7,7 +7,7 @@ import numpy as np
 
 from covkeras.certification.certificates import average_certified_radius, certified_accuracy
 from covkeras.comparing import Comparison, Outcome
-from covkeras.pages import STYLES, html_table, markdown, new_figure, page, picture, plain, png
+from covkeras.pages import STYLES, html_table, legend, markdown, new_figure, page, picture, plain, png
 from covkeras.report import fidelity_plot, fidelity_table, table_radii
 
 _NOTES = (
@@ -76,7 +76,7 @@ def curves(outcomes: Sequence[Outcome], caption: str = ""):
     axes.set(xlabel="certified radius (Euclidean norm, pixels in [0, 1])", ylabel="certified accuracy", ylim=(0, 1))
     axes.set_xlim(0, radii[-1])
     axes.set_title(caption, fontsize=10)
-    axes.legend(frameon=False, fontsize=8)
+    legend(figure, axes, 8)
     return figure
 
 
@@ -113,7 +113,7 @@ def frontier(outcomes: Sequence[Outcome]):
     axes.set_xticks(ticks, [f"{c:.0f}" for c in ticks])
     axes.minorticks_off()
     axes.set(xlabel="cost of training, in epochs of Gaussian augmentation", ylabel="average certified radius")
-    axes.legend(frameon=False, fontsize=8)
+    legend(figure, axes, 8)
     return figure
 
 

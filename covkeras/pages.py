@@ -73,6 +73,23 @@ def new_figure(panels: int = 1, width: float = 6.4, columns: int = 0):
     return made, axes[:panels] if panels > 1 else axes[0]
 
 
+def legend(figure, axes, size: float | None = None) -> None:
+    """Puts the legend inside the axes, or, of more than eight curves, below them in a figure that is taller for it.
+
+    size: of the font inside; by default matplotlib's.
+    """
+    handles, labels = axes.get_legend_handles_labels()
+    if len(labels) <= 8:
+        axes.legend(frameon=False, fontsize=size)
+        return
+    width, height = figure.get_size_inches()
+    # A letter of 6 points takes about .055 inches.
+    columns = max(1, min(3, int(1.5 * width / (0.6 + 0.055 * max(map(len, labels))))))
+    rows = -(-len(labels) // columns)
+    figure.set_size_inches(1.5 * width, height + 0.13 * rows + 0.3)
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=6)
+
+
 def png(figure) -> bytes:
     """Returns the figure as PNG."""
     buffer = io.BytesIO()

@@ -9,7 +9,7 @@ import numpy as np
 
 from covkeras.certification.certificates import Certificates, average_certified_radius, certified_accuracy
 from covkeras.diagnostics import Fidelity
-from covkeras.pages import STYLES, html_table, markdown, new_figure, page, picture, plain, png
+from covkeras.pages import STYLES, html_table, legend, markdown, new_figure, page, picture, plain, png
 from covkeras.recipes import Recipe
 
 
@@ -78,7 +78,7 @@ def accuracy_plot(results: Sequence[Result], caption: str = ""):
     axes.set(xlabel="certified radius (Euclidean norm, pixels in [0, 1])", ylabel="certified accuracy", ylim=(0, 1))
     axes.set_xlim(0, radii[-1])
     axes.set_title(caption, fontsize=10)
-    axes.legend(frameon=False)
+    legend(figure, axes)
     return figure
 
 
@@ -110,7 +110,7 @@ def history_plot(histories: dict[str, list[dict[str, str]]]):
             axes.plot(epochs, [float(r[key]) for r in rows], color=colour, linestyle=style, linewidth=1.8, label=name)
     left.set(xlabel="epoch", ylabel="cross-entropy (nats)")
     right.set(xlabel="epoch", ylabel="training accuracy", ylim=(0, 1))
-    left.legend(frameon=False)
+    legend(figure, left)
     return figure
 
 

@@ -178,5 +178,5 @@ def message_of(error: tf.errors.OpError) -> str:
     """The op's message: the assertion's own text, without where in the graph it is."""
     lines = [line.strip().removeprefix("assertion failed: ") for line in (error.message or "").splitlines()]
     kept = [s for s in lines if s and not s.startswith(("Graph execution", "Detected at", "<stack", "[[{{"))]
-    asserted = [s.replace("] [", " ").strip("[]") for s in kept if s.startswith("[") and s.endswith("]")]
+    asserted = [s[1:-1].replace("] [", " ") for s in kept if s.startswith("[") and s.endswith("]")]
     return "\n".join(asserted or kept).split(" [Op:")[0].strip()
