@@ -5,6 +5,7 @@ Keras 3's `fit` does not run under this strategy with several processes; its lay
 
 import json
 import os
+import signal
 
 import keras
 import numpy as np
@@ -47,7 +48,11 @@ def cluster() -> tuple[int, int]:
 def connect() -> tf.distribute.Strategy:
     """Joins the cluster of TF_CONFIG; call it before any other use of TensorFlow's devices."""
     cluster()
-    return tf.distribute.MultiWorkerMirroredStrategy()
+    strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    # Its notifier of preemptions has taken SIGTERM for itself; the process's own handlers come back.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.getsignal(number))
+    return strategy
 
 
 def agreed(recipe: Recipe, strategy: tf.distribute.Strategy) -> Recipe:

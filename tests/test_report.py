@@ -5,6 +5,7 @@ from conftest import grid_images, small_classifier
 from covkeras import MomentNetwork, SmoothedClassifier, recipes, report
 from covkeras.certification import Certificates
 from covkeras.diagnostics import Fidelity, fidelity
+from covkeras.pages import png
 
 
 def result(name="ours", radii=(0.6, 0.3, 0.0)):
@@ -75,3 +76,13 @@ def test_fidelity_leaves_out_abstentions(rng):
     none = Certificates.concatenate(Certificates.single(-1, 0.0, 0.4, 1, 0.0) for _ in range(5))
     for f in fidelity(network, images, none, images):
         assert not f.compared.any() and np.isnan(f.rank_correlation) and np.isnan(f.median_ratio)
+
+
+@pytest.mark.parametrize("count", [1, 9, 60])
+def test_many_curves_have_a_legend_without_a_warning(count, rng):
+    """Warnings are errors here: matplotlib's of a layout that collapsed."""
+    results = [result(f"a_rather_long_name_of_method_{i}", rng.uniform(0.1, 1, 3)) for i in range(count)]
+    figure = report.accuracy_plot(results)
+    assert png(figure).startswith(b"\x89PNG")
+    axes = figure.axes[0].get_position()
+    assert axes.height * figure.get_size_inches()[1] > 2.5

@@ -18,7 +18,7 @@ startup.quiet_tensorflow()
 import keras  # noqa: E402
 import numpy as np  # noqa: E402
 
-from covkeras import cli, datasets, devices, jobs, report  # noqa: E402
+from covkeras import cli, datasets, devices, jobs, precision, report  # noqa: E402
 from covkeras.certification import SmoothedClassifier, certified_accuracy, read_certificates, records  # noqa: E402
 from covkeras.certification.deciding import certify_to_each, decide_each  # noqa: E402
 from covkeras.certification.noise import NOISES  # noqa: E402
@@ -126,6 +126,15 @@ def certify(flags, stop) -> None:
     smoothed = SmoothedClassifier(
         classifier, flags.sigma, flags.batch, flags.noise, flags.shared_noise, flags.precision, strategy
     )
+    if flags.precision and f"mixed_{flags.precision}" != devices.best_precision()[0] and flags.precision != "float32":
+        size = smoothed.batch_size
+        factor = precision.slowdown(*(precision.pass_of(c, size) for c in (smoothed.classifier, classifier)))
+        if factor > 1.1:
+            print(
+                f"warning: {flags.precision} is {factor:.1f} times slower than the classifier's own precision on this "
+                "device, which has no units for it (two batches measured).",
+                file=sys.stderr,
+            )
     data = datasets.load(flags.data, flags.split, flags.data_dir, flags.image_size)
     data = data.head(min(flags.max or len(data), len(data)))
     indices = chosen(flags, len(data))

@@ -1,6 +1,7 @@
 """The Keras layers through which the pair (mean, covariance) flows. They wrap stock layers and own no weights."""
 
 import dataclasses
+import re
 
 import keras
 from keras import ops
@@ -11,8 +12,22 @@ from covkeras.moments.rules import propagate
 from covkeras.validation import check_r_max, check_sigma
 
 
+class PlainErrors:
+    """Takes Keras' page about a layer's arguments off the refusals of our own: one sentence is left."""
+
+    def __call__(self, *args, **kwargs):
+        try:
+            return super().__call__(*args, **kwargs)
+        except (NotImplementedError, TypeError, ValueError) as error:
+            # Keras sets the error's own words in bold.
+            found = re.search("\x1b\\[1m(.*?)\x1b\\[0m", str(error), re.DOTALL)
+            if not found:
+                raise
+            raise type(error)(found[1]) from None
+
+
 @keras.saving.register_keras_serializable("covkeras")
-class GaussianInput(keras.layers.Layer):
+class GaussianInput(PlainErrors, keras.layers.Layer):
     """Turns images into the pair of N(x, sigma^2 I).
 
     images (batch, ..., channels) -> mean (batch, ..., channels), cov (channels, channels) = sigma^2 I, float32.
@@ -36,7 +51,7 @@ class GaussianInput(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable("covkeras")
-class Moments(keras.layers.Layer):
+class Moments(PlainErrors, keras.layers.Layer):
     """Carries the pair through a stock Keras layer by its rule, over the same weights.
 
         pair = GaussianInput(sigma=0.5)(images)

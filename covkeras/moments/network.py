@@ -8,7 +8,7 @@ from keras import ops, tree
 
 from covkeras.moments.dispatch import Context, propagate
 from covkeras.moments.gaussian import Gaussian, wide
-from covkeras.moments.layers import GaussianInput, Moments
+from covkeras.moments.layers import GaussianInput, Moments, PlainErrors
 from covkeras.validation import check_classifier, check_fixed_size, check_r_max, check_shape, check_sigma
 
 
@@ -64,7 +64,7 @@ def nested(model, gaussian, context):
     )
 
 
-class MomentNetwork(keras.Model):
+class MomentNetwork(PlainErrors, keras.Model):
     """The classifier's graph laid again with `Moments` over the same layers: training one trains the other.
 
         network = MomentNetwork(classifier, sigma=0.5, r_max=0.1)
