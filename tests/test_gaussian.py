@@ -33,3 +33,56 @@ def test_margin_against_sampling(rng):
 def test_sigma_is_refused(sigma):
     with pytest.raises(ValueError, match="sigma must be a number in"):
         propagated_radius(Gaussian(np.zeros((1, 2), np.float32), np.eye(2, dtype=np.float32)), sigma)
+
+
+def test_its_distribution_is_the_normal_distribution(rng):
+    """Against scipy's density, and a singular covariance, as of two classes that move together."""
+    import scipy.stats
+
+    factor = rng.normal(size=(4, 4))
+    mean, cov = rng.normal(size=(3, 4)), factor @ factor.T
+    distribution = Gaussian(mean.astype("float32"), cov.astype("float32")).distribution()
+    points = rng.normal(size=(3, 4)).astype("float32")
+    expected = [scipy.stats.multivariate_normal(m, cov).logpdf(p) for m, p in zip(mean, points, strict=True)]
+    np.testing.assert_allclose(distribution.log_prob(points), expected, rtol=1e-3)
+    assert distribution.batch_shape == (3,) and distribution.event_shape == (4,)
+    together = np.array([[1.0, 1.0], [1.0, 1.0]], np.float32)
+    sample = Gaussian(np.zeros((1, 2), np.float32), together).distribution().sample(1_000, seed=(0, 0)).numpy()
+    assert np.abs(sample[..., 0] - sample[..., 1]).max() < 0.02
+    with pytest.raises(ValueError, match="2 blocks of 2: take it at the logits"):
+        Gaussian(np.zeros((1, 4), np.float32), together).distribution()
+
+
+def test_the_top_class_over_all_classes_against_scipy(rng):
+    """Two classes: Phi of the margin. Four: the normal orthant's probability. Five standard errors of 10^5 samples."""
+    import scipy.stats
+
+    from covkeras.diagnostics.joint import all_class_radius, top_probability
+
+    mean = np.array([[0.4, 0.0], [-0.2, 0.3]], np.float32)
+    label, p = top_probability(Gaussian(mean, np.eye(2, dtype=np.float32)), 100_000)
+    assert list(label) == [0, 1]
+    np.testing.assert_allclose(p, scipy.stats.norm.cdf(np.array([0.4, 0.5]) / 2**0.5), atol=5 * 0.5 / 316)
+    factor = rng.normal(size=(4, 4))
+    mean, cov = np.array([0.5, 0.1, -0.3, 0.2]), factor @ factor.T
+    contrasts = np.array([[1.0, -1, 0, 0], [1, 0, -1, 0], [1, 0, 0, -1]])
+    expected = scipy.stats.multivariate_normal(-contrasts @ mean, contrasts @ cov @ contrasts.T).cdf(np.zeros(3))
+    logits = Gaussian(mean[None].astype("float32"), cov.astype("float32"))
+    drawn = logits.distribution().sample(100_000, seed=(0, 0)).numpy()[:, 0].argmax(-1)
+    assert (drawn == 0).mean() == pytest.approx(expected, abs=5 * 0.5 / 316)
+    radius, label = all_class_radius(logits, 0.5, 100_000)
+    best = np.bincount(drawn, minlength=4)
+    assert label[0] == best.argmax()
+    assert radius[0] == pytest.approx(0.5 * scipy.stats.norm.ppf(best.max() / 1e5), abs=0.01)
+
+
+def test_nothing_heavy_is_imported_before_it_is_used():
+    import subprocess
+    import sys
+
+    program = (
+        "import sys, covkeras; assert 'tensorflow' not in sys.modules\n"
+        "from covkeras import certification, exporting, moments, objectives\n"
+        "assert 'tensorflow_probability' not in sys.modules and 'tf_keras' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)

@@ -10,7 +10,7 @@ import scipy.stats
 from keras import ops
 
 from covkeras.moments.dispatch import Context, propagate
-from covkeras.moments.gaussian import Gaussian
+from covkeras.moments.gaussian import Gaussian, probability
 from covkeras.moments.network import MomentNetwork, walk
 from covkeras.validation import check_count
 
@@ -153,7 +153,8 @@ class _Sums:
     def add(self, chunk: int, values: np.ndarray, keep: bool) -> None:
         """values: (copies, ..., channels), of one image."""
         centred = values.astype(np.float64) - values.mean(0, dtype=np.float64)
-        variance = (centred**2).sum(0) / (len(values) - 1)
+        # Of the values, float64; tensorflow-probability divides by their number, this by one less.
+        variance = probability().stats.variance(centred).numpy() * (len(values) / (len(values) - 1))
         self.variances[chunk] = self.variances[chunk] + variance.reshape(-1, values.shape[-1]).mean(0)
         if values.ndim == 4:
             for a, b in ((centred[:, 1:], centred[:, :-1]), (centred[:, :, 1:], centred[:, :, :-1])):

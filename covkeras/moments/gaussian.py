@@ -4,6 +4,7 @@ One covariance serves the whole batch and every pixel: under the paper's assumpt
 unchanged by ReLU) it depends on the weights alone.
 """
 
+import warnings
 from typing import NamedTuple
 
 import keras
@@ -22,6 +23,38 @@ class Gaussian(NamedTuple):
 
     mean: object
     cov: object
+
+    def distribution(self):
+        """Returns it as a tensorflow-probability distribution: sample, log_prob, kl_divergence and all else.
+
+        Returns:
+            tfd.MultivariateNormalTriL with batch shape (batch, ...) and event shape (channels,), float32. A covariance
+            that is singular, as of classes that move together, gets a millionth of its mean variance on the diagonal.
+
+        Raises:
+            ValueError: several blocks, where `cov` is no covariance of the last axis. ImportError: without
+            tensorflow-probability, or Keras on another backend than TensorFlow.
+        """
+        if blocks(self) != 1:
+            raise ValueError(
+                f"distribution needs one covariance for the last axis, got {blocks(self)} blocks of "
+                f"{self.cov.shape[-1]}: take it at the logits, not behind a Flatten."
+            )
+        cov = ops.cast(self.cov, "float32")
+        channels = cov.shape[-1]
+        jitter = 1e-6 * ops.maximum(ops.trace(cov) / channels, 1e-12)
+        factor = ops.cholesky(0.5 * (cov + ops.transpose(cov)) + jitter * ops.eye(channels))
+        return probability().distributions.MultivariateNormalTriL(ops.cast(self.mean, "float32"), factor)
+
+
+def probability():
+    """Imports tensorflow-probability: only where it is used, for it takes two seconds."""
+    with warnings.catch_warnings():
+        # It looks at versions by a module that is deprecated.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        import tensorflow_probability
+
+    return tensorflow_probability
 
 
 def blocks(gaussian: Gaussian) -> int:
