@@ -114,35 +114,35 @@ def _class_numbers(targets, classes: int, batch) -> tuple:
     """int64 (batch,) of class numbers (batch,), (batch, 1), or one-hot rows (batch, classes); and their checks."""
     if targets.dtype == tf.bool:
         targets = tf.cast(targets, tf.int64)
-    one_hot = targets.shape.rank == 2 and targets.shape[-1] == classes
-    if not targets.dtype.is_integer and not (targets.dtype.is_floating and (one_hot or targets.shape.rank is None)):
+    rank, width = targets.shape.rank, targets.shape[-1] if targets.shape.rank == 2 else None
+    # Generators and numpy_function lose shapes: then the number of values tells.
+    lost = rank is None or (rank == 2 and width is None)
+    if not targets.dtype.is_integer and not (targets.dtype.is_floating and (lost or width == classes)):
         raise TypeError(
             f"labels must be integers (batch,), or one-hot rows (batch, {classes}), got {targets.dtype.name} of shape "
             f"{tuple(targets.shape)}."
         )
-    rank = targets.shape.rank
-    if rank not in (None, 1) and (rank != 2 or targets.shape[-1] not in (None, 1, classes)):
+    if not lost and rank != 1 and (rank != 2 or width not in (1, classes)):
         raise ValueError(
             f"labels must be class numbers (batch,), or one-hot rows (batch, {classes}), got shape "
             f"{tuple(targets.shape)}."
         )
-    if one_hot:
+    if width == classes:
         return _from_one_hot(targets)
-    if targets.shape.rank in (1, 2):
+    if not lost:
         return _from_numbers(targets, classes, batch)
-    # A dataset through numpy_function has lost the rank: the number of values tells.
     wide = (tf.size(targets) != batch) | tf.constant(targets.dtype.is_floating)
     labels = tf.cond(
         wide,
         lambda: tf.argmax(tf.reshape(targets, [batch, -1]), -1, tf.int64),
         lambda: tf.cast(tf.reshape(targets, [-1]), tf.int64),
     )
-    rows = tf.cond(
-        wide, lambda: tf.reshape(tf.cast(targets, tf.float32), [batch, -1]), lambda: tf.one_hot(labels, classes)
-    )
-    exact = tf.reduce_all(rows == tf.one_hot(labels, tf.shape(rows)[-1])) & (tf.shape(rows)[-1] == classes)
+    one_hot = tf.one_hot(labels, classes)
+    rows = tf.cond(wide, lambda: tf.reshape(tf.cast(targets, tf.float32), [batch, -1]), lambda: one_hot)
+    known = tf.reduce_all((labels >= 0) & (labels < classes)) & (tf.shape(rows)[-1] == classes)
+    exact = known & tf.reduce_all(rows == tf.one_hot(labels, tf.shape(rows)[-1]))
     text = f"labels must be one-hot rows (batch, {classes}), or class numbers in [0, {classes}), got"
-    return tf.ensure_shape(labels, [None]), [tf.debugging.Assert(exact, [text, labels])]
+    return tf.ensure_shape(labels, [None]), [tf.debugging.Assert(exact, [text, targets])]
 
 
 def _from_one_hot(targets) -> tuple:

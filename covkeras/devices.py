@@ -6,10 +6,10 @@ import os
 import tensorflow as tf
 
 
-def best_precision() -> tuple[str, str]:
+def best_precision(on: str = "auto") -> tuple[str, str]:
     """Returns the dtype policy that is fastest here, and why: mixed_bfloat16 on GPUs and processors with units for it,
-    mixed_float16 on GPUs of compute capability 7, else float32."""
-    gpus = tf.config.list_physical_devices("GPU")
+    mixed_float16 on GPUs of compute capability 7, else float32. on: the devices as `strategy` takes them."""
+    gpus = [] if on == "cpu" else tf.config.list_physical_devices("GPU")
     if gpus:
         capability = tf.config.experimental.get_device_details(gpus[0]).get("compute_capability") or (0, 0)
         chosen = "mixed_bfloat16" if capability >= (8, 0) else "mixed_float16" if capability >= (7, 0) else "float32"

@@ -12,17 +12,22 @@ from covkeras import devices
 from covkeras.recipes import Recipe
 
 
-def settled(recipe: Recipe, recorded: Recipe | None = None, report: Callable[[str], None] | None = None) -> Recipe:
+def settled(
+    recipe: Recipe,
+    recorded: Recipe | None = None,
+    report: Callable[[str], None] | None = None,
+    on: str = "auto",
+) -> Recipe:
     """Returns the recipe with a precision in the place of "auto": what an earlier start of the same job recorded, else
     what suits this machine's devices.
 
     Args:
         recipe: the one asked for. recorded: what the job's folder holds, if it was begun.
-        report: told of the choice; it is printed to stderr by default.
+        report: told of the choice; it is printed to stderr by default. on: the devices, as --devices names them.
     """
     if recipe.precision != "auto":
         return recipe
-    chosen, why = (recorded.precision, "as the folder records") if recorded else devices.best_precision()
+    chosen, why = (recorded.precision, "as the folder records") if recorded else devices.best_precision(on)
     (report or _say)(f"precision: {chosen} ({why})")
     return dataclasses.replace(recipe, precision=chosen)
 

@@ -9,6 +9,7 @@ import tensorflow as tf
 from covkeras.batches import Batch, checked_batch, shared
 from covkeras.moments.dispatch import Context
 from covkeras.moments.rectifiers import Kernels
+from covkeras.objectives.base import attached
 from covkeras.objectives.terms import Terms
 from covkeras.schedules import LamSwitch
 from covkeras.validation import check_count
@@ -68,7 +69,7 @@ class CertifiedTrainer(keras.Model):
         super().__init__(name=name)
         self.seed = check_count("seed", seed, 0, 2**31 - 1)
         self.classifier = classifier
-        self.objective = objective.attached(classifier)
+        self.objective = attached(objective, classifier)
         initial = self.objective.lam if self.objective.switch_epoch == 0 else 0.0
         self.lam = self._number_weight("lam", "float32", initial)
         self.epoch = self._number_weight("epoch", "int32", 0)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -129,6 +128,15 @@ def designs(hypermodel: CertifiedHyperModel) -> list[dict]:
     return made
 
 
+def check_tuner(hypermodel: CertifiedHyperModel, kind: str, trials: int, seed: int) -> None:
+    """Refuses a tuner that can't be made. Raises ValueError: unknown; a grid over intervals; trials, seed."""
+    check_choice("tuner", kind, TUNERS)
+    check_count("trials", trials)
+    check_count("seed", seed, 0)
+    if kind in ("grid", "ablation") and any(not one.values for one in hypermodel.space):
+        raise ValueError(f"the {kind} tuner takes lists, such as lam=0,0.5,1,4; got an interval.")
+
+
 def make_tuner(hypermodel: CertifiedHyperModel, kind: str = "bayesian", trials: int = 12, seed: int = 0):
     """Returns the keras-tuner Tuner; the same folder resumes. With KERASTUNER_* set, this process is chief or worker.
 
@@ -139,14 +147,8 @@ def make_tuner(hypermodel: CertifiedHyperModel, kind: str = "bayesian", trials: 
     Raises:
         ValueError: an unknown tuner; a grid over intervals; a folder of another search, the differences listed.
     """
-    check_choice("tuner", kind, TUNERS)
-    check_count("trials", trials)
-    check_count("seed", seed, 0)
-    if kind in ("grid", "ablation") and any(not one.values for one in hypermodel.space):
-        raise ValueError(f"the {kind} tuner takes lists, such as lam=0,0.5,1,4; got an interval.")
-    _claim(hypermodel, kind, seed)
-    if "KERASTUNER_ORACLE_IP" not in os.environ or "chief" in os.environ.get("KERASTUNER_TUNER_ID", ""):
-        set_damage_aside(hypermodel.folder / "trials")
+    check_tuner(hypermodel, kind, trials, seed)
+    claim(hypermodel, kind, seed)
     common = {
         "objective": kt.Objective(hypermodel.objective.text, "max"),
         "hyperparameters": hypermodel.hyperparameters(),
@@ -194,7 +196,7 @@ def set_damage_aside(project: Path, report=print) -> Path | None:
     return None
 
 
-def _claim(hypermodel: CertifiedHyperModel, kind: str, seed: int) -> None:
+def claim(hypermodel: CertifiedHyperModel, kind: str, seed: int) -> None:
     """Writes search.json, or refuses a folder of another search before the first trial."""
     here = {
         "tuner": kind,

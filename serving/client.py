@@ -88,6 +88,8 @@ def pixels(path: str, channels: int):
 
 def inputs(flags) -> dict[str, list]:
     """The request's columns: name -> a value per image; file contents as bytes."""
+    if flags.retries < 0 or not flags.timeout > 0:
+        raise Refused(f"retries must be 0 or more and timeout above 0, got {flags.retries} and {flags.timeout:g}")
     for name in ("n0", "n", "seed"):
         if not 0 <= getattr(flags, name) < 2**63:
             raise Refused(f"{name} must be a whole number from 0 to 2^63 - 1, got {getattr(flags, name)}")

@@ -24,8 +24,8 @@ def answering(method):
         except tf.errors.OpError as error:
             code = next((c for kind, (_, c) in STATUSES.items() if isinstance(error, kind)), grpc.StatusCode.INTERNAL)
             context.abort(code, message_of(error))
-        except (TypeError, ValueError) as error:
-            context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"damaged tensor: {error}")
+        except (TypeError, ValueError, KeyError, IndexError, MemoryError) as error:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"damaged tensor: {error!r}")
 
     return answered
 

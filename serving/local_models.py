@@ -154,7 +154,10 @@ def tensor_of(name: str, value, spec: tf.TensorSpec) -> tf.Tensor:
         array = value
     else:
         kind = bytes if spec.dtype == tf.string else int if spec.dtype.is_integer else (int, float)
-        wrong = first_of_another_kind(value, (bytes, str) if kind is bytes else kind)
+        try:
+            wrong = first_of_another_kind(value, (bytes, str) if kind is bytes else kind)
+        except RecursionError:
+            raise invalid(f"input {name!r}: lists are nested too deep") from None
         if wrong is not None:
             expected = {bytes: "strings", int: "whole numbers"}.get(kind, "numbers")
             raise invalid(f"input {name!r} is not a {spec.dtype.name} array: {expected} are expected, got {wrong[0]!r}")

@@ -136,7 +136,10 @@ class Rest:
         return web.json_response(answer)
 
     def _evaluate(self, name, version, label, body) -> dict:
-        columns = columns_of(body)
+        try:
+            columns = columns_of(body)
+        except RecursionError:
+            raise invalid("JSON Parse error: lists are nested too deep") from None
         signature = body.get("signature_name", "") or "serving_default"
         if None in columns:
             _, made = self.models.find(name, version, label)

@@ -470,3 +470,75 @@ def test_a_model_whose_call_is_not_its_graph_is_refused_by_the_moments(data):
 def test_truncated_lq_checks_its_drop_epoch():
     with pytest.raises(ValueError, match="drop_epoch must be a whole number"):
         objectives.TruncatedLq(drop_epoch=-1)
+
+
+class Rows(keras.utils.PyDataset):
+    """Batches as a loader of one's own gives them: their shapes are not known beforehand."""
+
+    def __init__(self, images, labels):
+        super().__init__()
+        self.images, self.labels = images, labels
+
+    def __len__(self):
+        return -(-len(self.images) // 8)
+
+    def __getitem__(self, i):
+        return self.images[8 * i : 8 * i + 8], self.labels[8 * i : 8 * i + 8]
+
+
+@pytest.mark.parametrize("form", ["PyDataset", "generator"])
+@pytest.mark.parametrize("labels", ["numbers", "one-hot"])
+def test_loaders_of_ones_own_train_the_same(data, form, labels):
+    targets = ONE_HOT.astype("float32") if labels == "one-hot" else data[1]
+    rows = Rows(data[0], targets)
+    ours, theirs = net(), net()
+    fit(
+        trainer_of(ours),
+        rows if form == "PyDataset" else (rows[i] for i in range(len(rows))),
+        steps_per_epoch=len(rows),
+    )
+    fit(trainer_of(theirs), dataset(*data))
+    same_weights(ours, theirs)
+
+
+def test_an_objective_of_ones_own_needs_only_attach_and_call(data):
+    """The protocol, without the base class."""
+    from covkeras.objectives import Terms
+
+    class Own:
+        name, sigma, lam, switch_epoch, copies = "own", 0.25, 0.0, 0, 1
+
+        def attach(self, classifier):
+            self.classifier = classifier
+
+        def __call__(self, images, labels, noise, context):
+            logits = self.classifier(images + self.sigma * noise[0], training=context.training)
+            return Terms(keras.losses.sparse_categorical_crossentropy(labels, logits, from_logits=True), logits=logits)
+
+    ours, theirs = net(), net()
+    fit(trainer_of(ours, Own()), *data)
+    fit(trainer_of(theirs, objectives.GaussianAugmentation(0.25)), *data)
+    same_weights(ours, theirs)
+
+
+def test_weights_on_two_replicas_equal_one_device(data):
+    weights = np.linspace(0, 2, 26).astype("float32")
+    stream = tf.data.Dataset.from_tensor_slices((*data, weights)).batch(8)
+    for method in ("CrossEntropy", "AdjointRadius"):
+        options = {"gates": "propagated", "radius_every": 2} if method == "AdjointRadius" else {}
+        make = lambda m=method, o=options: trainer_of(  # noqa: E731
+            net(), getattr(objectives, m)(sigma=0.25, **o), weighted_metrics=["sparse_categorical_accuracy"]
+        )
+        alone, together = make(), mirrored(make)
+        one, two = fit(alone, stream), fit(together, stream)
+        same_weights(alone.classifier, together.classifier, 1e-5)
+        for name in one:
+            np.testing.assert_allclose(two[name], one[name], rtol=1e-4, err_msg=name)
+
+
+@pytest.mark.parametrize("options", [{"run_eagerly": True}, {"steps_per_execution": 2}, {"jit_compile": "auto"}])
+def test_ways_to_compile_train_the_same(data, options):
+    ours, theirs = net(), net()
+    fit(trainer_of(ours, **options), dataset(*data), class_weight={0: 1.0, 1: 2.0, 2: 0.5})
+    fit(plain_keras(theirs), dataset(*data), class_weight={0: 1.0, 1: 2.0, 2: 0.5})
+    same_weights(ours, theirs)

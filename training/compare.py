@@ -56,7 +56,7 @@ def work(flags, stop) -> None:
     if flags.show:
         return cli.show(flags, recipe)
     out = Path(flags.out or Path("comparisons") / recipe.name)
-    recipe = precision.settled(recipe, recorded_recipe(out / "comparison.json"))
+    recipe = precision.settled(recipe, recorded_recipe(out / "comparison.json"), on=flags.devices)
     entries = [Entry.parse(text, recipe) for text in flags.methods]
     for what, values in (("methods", flags.methods), ("seeds", flags.seeds)):
         if len(set(values)) < len(values):

@@ -64,7 +64,7 @@ def main(arguments=None) -> int:
         rows = [["method", "clean test accuracy", "sd", "last epochs", "best epoch's"]]
         for name, one in recipes_of(recipe, flags.methods).items():
             place = RunFolder(folder / name)
-            one = precision.settled(one, place.recorded())
+            one = precision.settled(one, place.recorded(), on=environment.devices)
             place.claim(one)
             fitting.train(one, place, environment, title=f"train {name}")
             accuracy = np.array([float(row["clean_test_accuracy"]) for row in place.history()])

@@ -42,7 +42,7 @@ def work(recipe, folder: RunFolder, environment: jobs.Environment) -> None:
     recorded = folder.recorded()
     if strategy and not recorded:
         recipe = distributed.agreed(recipe, strategy)
-    recipe = precision.settled(recipe, recorded)
+    recipe = precision.settled(recipe, recorded, on=environment.devices)
     folder.check(recipe)
     runs = {recipe.method: (recipe, folder)}
     if recipe.reference not in ("none", recipe.method):

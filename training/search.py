@@ -74,14 +74,18 @@ def work(flags, stop) -> None:
         return cli.show(flags, recipe)
     space, objective = [Range.parse(text) for text in flags.search], Objective(flags.objective)
     folder = Path(flags.out or Path("searches") / recipe.name)
-    recipe = precision.settled(recipe, recorded_recipe(folder / "search.json"))
+    recipe = precision.settled(recipe, recorded_recipe(folder / "search.json"), on=flags.devices)
     hypermodel = CertifiedHyperModel(recipe, space, folder, objective, cli.environment_from(flags, stop))
-    tuner = tuning.make_tuner(hypermodel, flags.tuner, flags.trials, flags.tuner_seed)
     worker = "KERASTUNER_ORACLE_IP" in os.environ and "chief" not in os.environ["KERASTUNER_TUNER_ID"]
-    if not worker:
-        show_progress(tuner, hypermodel)
+    tuning.check_tuner(hypermodel, flags.tuner, flags.trials, flags.tuner_seed)
+    tuning.claim(hypermodel, flags.tuner, flags.tuner_seed)
     # Workers share the folder with their chief.
     with contextlib.nullcontext() if worker else held(folder):
+        if not worker:
+            tuning.set_damage_aside(folder / "trials")
+        tuner = tuning.make_tuner(hypermodel, flags.tuner, flags.trials, flags.tuner_seed)
+        if not worker:
+            show_progress(tuner, hypermodel)
         tuner.search(verbose=0)
         if not worker:
             finish(hypermodel, tuning.trials_of(tuner.oracle, hypermodel), flags.seeds)

@@ -2,6 +2,7 @@
 
 import math
 import tempfile
+import warnings
 
 import keras
 import numpy as np
@@ -183,7 +184,9 @@ def _twin(classifier, precision: str | None):
 
     try:
         copy = keras.models.clone_model(classifier, clone_function=clone, recursive=True)
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+            # Keras' own, of NumPy's newest.
+            warnings.simplefilter("ignore", DeprecationWarning)
             # Not set_weights: a layer may keep more, such as what an adapted Normalization computes with, and Keras'
             # files know how to bring it back.
             file = f"{folder}/state.weights.h5"

@@ -52,7 +52,8 @@ class AdjointRadius(Objective):
         antithetic: that pair is x + eps and x - eps instead of independent copies.
         switch_epoch: the epoch (from 0) at which lam is switched on.
 
-    Calibrated gates are measured on each replica's own images: two replicas equal one in the mean, not digit by digit.
+    Calibrated gates are measured on each replica's own images, and every k-th is one of its own: two replicas equal one
+    in the mean, not digit by digit.
 
     With BatchNormalization the estimate takes the moving statistics: through a batch's own, one image's margin would
     have a gradient by another image. Only the copies' cross-entropy trains with the batch's, and moves the averages.

@@ -29,9 +29,7 @@ class Objective:
 
     def attached(self, classifier) -> "Objective":
         """Returns a copy bound to the classifier: one objective may serve several trainers."""
-        bound = copy.copy(self)
-        bound.attach(classifier)
-        return bound
+        return attached(self, classifier)
 
     def __call__(self, images, labels, noise, context):
         """images (batch, h, w, c), labels (batch,), noise (copies, batch, h, w, c) standard normal -> Terms."""
@@ -68,6 +66,13 @@ class Objective:
             sigma: noise level. epochs: of the training. switch_epoch: from which the recipe has robustness losses.
         """
         return {}
+
+
+def attached(objective, classifier):
+    """Returns a copy of any object with an objective's methods, bound to the classifier."""
+    bound = copy.copy(objective)
+    bound.attach(classifier)
+    return bound
 
 
 def nearest(table: dict[str, tuple[float, float, float]], data: str, sigma: float) -> float:
