@@ -15,14 +15,15 @@ the classes and averaged over the images. lenet_5x5 on MNIST, 24 epochs of `mnis
 
 import argparse
 
-from covkeras import startup
+from covkeras.runtime import startup
 
 startup.quiet_tensorflow()
 
 import keras  # noqa: E402
 import numpy as np  # noqa: E402
 
-from covkeras import datasets, report  # noqa: E402
+from covkeras import datasets  # noqa: E402
+from covkeras.reports import results as report  # noqa: E402
 
 
 def odd_and_even(classifier, images, sigma: float, pairs: int) -> tuple[float, float]:

@@ -12,17 +12,18 @@ the noise, counting the votes and looping cost nothing. Measured on two cores wi
 
 import argparse
 
-from covkeras import startup
+from covkeras.runtime import startup
 
 startup.quiet_tensorflow()
 
 import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
-from covkeras import models, report  # noqa: E402
+from covkeras import models  # noqa: E402
 from covkeras.certification import SmoothedClassifier  # noqa: E402
 from covkeras.certification.noise import ESTIMATION  # noqa: E402
-from covkeras.timing import interleave  # noqa: E402
+from covkeras.reports import results as report  # noqa: E402
+from covkeras.runtime.timing import interleave  # noqa: E402
 
 CASES = {
     "lenet": (models.lenet, "float32", 4),

@@ -12,7 +12,7 @@ over the rounds, of the loop's time for an image over certify_at's.
 import argparse
 import time
 
-from covkeras import startup
+from covkeras.runtime import startup
 
 startup.quiet_tensorflow()
 
@@ -20,9 +20,10 @@ import keras  # noqa: E402
 import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
-from covkeras import datasets, report  # noqa: E402
+from covkeras import datasets  # noqa: E402
 from covkeras.certification import SmoothedClassifier  # noqa: E402
-from covkeras.jobs import progress_bar  # noqa: E402
+from covkeras.experiments.jobs import progress_bar  # noqa: E402
+from covkeras.reports import results as report  # noqa: E402
 
 
 def cohen(classifier, image, sigma: float, n: int) -> np.ndarray:

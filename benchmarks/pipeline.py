@@ -10,16 +10,17 @@ data time is hidden behind the step. Measured on two cores, MNIST:
 
 import argparse
 
-from covkeras import startup
+from covkeras.runtime import startup
 
 startup.quiet_tensorflow()
 
 import keras  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
-from covkeras import datasets, models, objectives, report  # noqa: E402
-from covkeras.timing import interleave, ratio_rows  # noqa: E402
-from covkeras.trainer import CertifiedTrainer  # noqa: E402
+from covkeras import datasets, models, objectives  # noqa: E402
+from covkeras.reports import results as report  # noqa: E402
+from covkeras.runtime.timing import interleave, ratio_rows  # noqa: E402
+from covkeras.training.trainer import CertifiedTrainer  # noqa: E402
 
 
 def main() -> None:

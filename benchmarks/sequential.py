@@ -43,7 +43,7 @@ radius saves a hundredth at r = 0.5 and costs a tenth at r = 1, where it is sure
 import argparse
 from pathlib import Path
 
-from covkeras import startup
+from covkeras.runtime import startup
 
 startup.quiet_tensorflow()
 
@@ -51,7 +51,7 @@ import keras  # noqa: E402
 import numpy as np  # noqa: E402
 import scipy.special  # noqa: E402
 
-from covkeras import MomentNetwork, adjoint_margin, calibrate_gates, datasets, report  # noqa: E402
+from covkeras import MomentNetwork, adjoint_margin, calibrate_gates, datasets  # noqa: E402
 from covkeras.certification import SmoothedClassifier  # noqa: E402
 from covkeras.certification.noise import SEQUENTIAL  # noqa: E402
 from covkeras.certification.sequential import (  # noqa: E402
@@ -62,7 +62,8 @@ from covkeras.certification.sequential import (  # noqa: E402
 )
 from covkeras.certification.stopping import RadiusTest, informed_bet  # noqa: E402
 from covkeras.certification.voting import BLOCK  # noqa: E402
-from covkeras.jobs import progress_bar  # noqa: E402
+from covkeras.experiments.jobs import progress_bar  # noqa: E402
+from covkeras.reports import results as report  # noqa: E402
 
 N0 = 2 * BLOCK
 

@@ -12,17 +12,18 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from covkeras import startup
+from covkeras.runtime import startup
 
 startup.quiet_tensorflow()
 
 import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
-from covkeras import models, report  # noqa: E402
+from covkeras import models  # noqa: E402
 from covkeras.certification import SmoothedClassifier  # noqa: E402
 from covkeras.exporting import export  # noqa: E402
-from covkeras.timing import interleave  # noqa: E402
+from covkeras.reports import results as report  # noqa: E402
+from covkeras.runtime.timing import interleave  # noqa: E402
 
 CASES = {"lenet 28 x 28": (models.lenet, 8), "resnet 32 x 32": (models.preact_resnet18, 1)}
 

@@ -30,7 +30,7 @@ covariance_radius 1.29 (batch 64) and 1.21 (128), MACER's 16 copies without its 
 
 import argparse
 
-from covkeras import startup
+from covkeras.runtime import startup
 
 startup.quiet_tensorflow()
 
@@ -38,9 +38,10 @@ import keras  # noqa: E402
 import tensorflow as tf  # noqa: E402
 from per_image_covariance import PerImageCovariance  # noqa: E402
 
-from covkeras import models, objectives, report  # noqa: E402
-from covkeras.timing import interleave, ratio_rows  # noqa: E402
-from covkeras.trainer import CertifiedTrainer  # noqa: E402
+from covkeras import models, objectives  # noqa: E402
+from covkeras.reports import results as report  # noqa: E402
+from covkeras.runtime.timing import interleave, ratio_rows  # noqa: E402
+from covkeras.training.trainer import CertifiedTrainer  # noqa: E402
 
 CASES = {
     "lenet": (models.lenet, 128),

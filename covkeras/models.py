@@ -3,7 +3,7 @@
 import keras
 from keras import layers
 
-from covkeras.validation import check_count
+from covkeras.runtime.validation import check_count
 
 
 def _image_input(input_shape):

@@ -9,7 +9,8 @@ os.environ["KERAS_BACKEND"] = "tensorflow"
 from docutils.nodes import SkipNode
 from docutils.utils.math.latex2mathml import tex2mathml
 
-from covkeras import __version__, startup
+from covkeras import __version__
+from covkeras.runtime import startup
 
 startup.quiet_tensorflow()
 

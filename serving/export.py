@@ -4,14 +4,15 @@ import argparse
 import sys
 from pathlib import Path
 
-from covkeras import startup
+from covkeras.runtime import startup
 
 startup.quiet_tensorflow()
 
-from covkeras import cli, jobs  # noqa: E402
+from covkeras.commands import cli  # noqa: E402
+from covkeras.experiments import jobs  # noqa: E402
+from covkeras.experiments.exported import export_run  # noqa: E402
 from covkeras.exporting import Defaults  # noqa: E402
-from covkeras.exporting.runs import export_run  # noqa: E402
-from covkeras.files import quoted, user_path  # noqa: E402
+from covkeras.runtime.files import quoted, user_path  # noqa: E402
 
 EXAMPLES = """examples:
   python serving/export.py --run runs/digits --out exports/digits/1

@@ -15,8 +15,8 @@ import socket
 import sys
 from pathlib import Path
 
-from covkeras import startup
-from covkeras.files import user_path
+from covkeras.runtime import startup
+from covkeras.runtime.files import user_path
 
 startup.quiet_tensorflow()
 

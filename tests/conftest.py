@@ -10,7 +10,7 @@ from pathlib import Path
 # Keras looks at the environment when it is imported; a test must not depend on the caller's.
 os.environ["KERAS_BACKEND"] = "tensorflow"
 
-from covkeras import startup
+from covkeras.runtime import startup
 
 startup.quiet_tensorflow(logical_cpus=2)
 

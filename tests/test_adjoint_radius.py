@@ -13,7 +13,7 @@ from covkeras.moments import Context
 from covkeras.moments.adjoint import measured_gates, noisy_pass
 from covkeras.moments.rectifiers import Kernels
 from covkeras.objectives.adjoint_radius import log_gaussian_cdf
-from covkeras.trainer import COMPILED
+from covkeras.training.trainer import COMPILED
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from conftest import call_program
 
-from covkeras import comparing, fitting, recipes
-from covkeras.comparing import Comparison, Cost, Entry, Outcome
-from covkeras.comparison_report import comparison_table
-from covkeras.report import Result
+from covkeras.experiments import comparing, fitting, recipes
+from covkeras.experiments.comparing import Comparison, Cost, Entry, Outcome
+from covkeras.reports.comparison import comparison_table
+from covkeras.reports.results import Result
 
 PROGRAM = Path(__file__).parent.parent / "training" / "compare.py"
 TINY = recipes.find("digits").replace(

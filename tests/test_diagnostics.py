@@ -14,9 +14,9 @@ from covkeras import MomentNetwork, models
 from covkeras.diagnostics.growth import growth, samples_needed
 from covkeras.diagnostics.intervals import interval_bounds
 from covkeras.diagnostics.layerwise import gaussianity, gaussianity_floor, layer_moments, pre_activations
-from covkeras.diagnostics.page import verdict
-from covkeras.diagnostics.pictures import ellipse
 from covkeras.diagnostics.toy import planes, two_layer_network
+from covkeras.reports.diagnosis import verdict
+from covkeras.reports.diagnosis_pictures import ellipse
 
 PROGRAM = Path(__file__).parent.parent / "training" / "diagnose.py"
 

@@ -11,9 +11,9 @@ import keras
 import numpy as np
 import pytest
 
-from covkeras import distributed, fitting, jobs, recipes
-from covkeras.devices import strategy
-from covkeras.runs import RunFolder
+from covkeras.experiments import distributed, fitting, jobs, recipes
+from covkeras.experiments.runs import RunFolder
+from covkeras.runtime.devices import strategy
 
 ROOT = Path(__file__).parent.parent
 RECIPE = recipes.find("digits").replace(

@@ -7,9 +7,10 @@ import tensorflow as tf
 from conftest import grid_images, small_classifier
 from keras import layers
 
-from covkeras import SmoothedClassifier, devices, models
+from covkeras import SmoothedClassifier, models
 from covkeras.certification import clopper_pearson_lower
 from covkeras.certification.confidence import least_samples
+from covkeras.runtime import devices
 
 
 def dense(*before, classes=3, shape=(8, 8, 1), **head):

@@ -10,8 +10,9 @@ import tensorflow as tf
 from conftest import small_classifier
 from keras import layers
 
-from covkeras import CertifiedTrainer, devices, objectives
+from covkeras import CertifiedTrainer, objectives
 from covkeras.moments import Context
+from covkeras.runtime import devices
 
 SPARSE = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 

@@ -3,8 +3,9 @@ import pytest
 import scipy.stats
 from conftest import small_classifier
 
-from covkeras import fitting, jobs, objectives, recipes
-from covkeras.labels import pair_flip
+from covkeras import objectives
+from covkeras.datasets.labels import pair_flip
+from covkeras.experiments import fitting, jobs, recipes
 from covkeras.moments import Context, propagated_radius
 
 

@@ -12,12 +12,14 @@ import pytest
 import tensorflow_datasets as tfds
 from conftest import DATA_DIR, call_program
 
-from covkeras import datasets, jobs, models, recipes, report, tuning
+from covkeras import datasets, models
 from covkeras.certification import Certificates, average_certified_radius, read_certificates, records
 from covkeras.certification.logs import COLUMNS, CertificateFile
-from covkeras.files import InUse, held
-from covkeras.jobs import Environment
-from covkeras.runs import RunFolder
+from covkeras.experiments import jobs, recipes, tuning
+from covkeras.experiments.jobs import Environment
+from covkeras.experiments.runs import RunFolder
+from covkeras.reports import results as report
+from covkeras.runtime.files import InUse, held
 
 TRAINING = Path(__file__).parent.parent / "training"
 HEADER = "idx\tlabel\tpredict\tradius\tcorrect\ttime\n"
@@ -136,7 +138,8 @@ def test_a_file_of_an_older_version_keeps_its_columns(tmp_path):
 
 
 WRITER = (
-    "import pathlib, sys\nfrom covkeras.certification.logs import CertificateFile\nfrom covkeras.files import held\n"
+    "import pathlib, sys\nfrom covkeras.certification.logs import CertificateFile\n"
+    "from covkeras.runtime.files import held\n"
     "file = CertificateFile(sys.argv[1]); folder = held(pathlib.Path(sys.argv[2])); folder.__enter__()\n"
     "print('held', flush=True); sys.stdin.readline()\n"
 )
@@ -155,7 +158,7 @@ def test_a_second_process_is_refused_with_the_path(tmp_path):
         recipe = recipes.find("digits").replace(epochs=1, switch_epoch=0, decay_epochs=(), certify_images=2)
         run = RunFolder(folder)
         run.claim(recipe)
-        from covkeras import fitting
+        from covkeras.experiments import fitting
 
         with pytest.raises(InUse):
             fitting.train(recipe, run)

@@ -16,14 +16,16 @@ import tensorflow as tf
 from conftest import call_program, small_classifier
 from keras import layers, ops
 
-from covkeras import MomentNetwork, Moments, datasets, devices, fitting, moments, precision, recipes
-from covkeras.comparing import Entry
+from covkeras import MomentNetwork, Moments, datasets, moments
+from covkeras.experiments import fitting, precision, recipes
+from covkeras.experiments.comparing import Entry
+from covkeras.experiments.recipes import Recipe
+from covkeras.experiments.runs import RunFolder
+from covkeras.experiments.tuning import CertifiedHyperModel, Range
 from covkeras.moments import Context, Gaussian, GaussianInput, propagate
 from covkeras.moments.adjoint import adjoint_margin, calibrate_gates, noisy_pass
 from covkeras.objectives import METHODS
-from covkeras.recipes import Recipe
-from covkeras.runs import RunFolder
-from covkeras.tuning import CertifiedHyperModel, Range
+from covkeras.runtime import devices
 
 TRAINING = Path(__file__).parent.parent / "training"
 
@@ -39,7 +41,7 @@ def parsed(name, *flags) -> Recipe:
     spec = importlib.util.spec_from_file_location(f"parsed_{name}", TRAINING / f"{name}.py")
     program = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(program)
-    from covkeras import cli
+    from covkeras.commands import cli
 
     return cli.recipe_from(program.parse([*map(str, flags)]))
 

@@ -8,8 +8,9 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from conftest import DATA_DIR
 
-from covkeras import datasets, fitting, jobs, recipes
+from covkeras import datasets
 from covkeras.datasets.augmentation import augment
+from covkeras.experiments import fitting, jobs, recipes
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),

@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 
-from covkeras import recipes
+from covkeras.experiments import recipes
 
 
 @pytest.mark.parametrize("name", recipes.RECIPES)

@@ -2,10 +2,12 @@ import numpy as np
 import pytest
 from conftest import grid_images, small_classifier
 
-from covkeras import MomentNetwork, SmoothedClassifier, recipes, report
+from covkeras import MomentNetwork, SmoothedClassifier
 from covkeras.certification import Certificates
 from covkeras.diagnostics import Fidelity, fidelity
-from covkeras.pages import png
+from covkeras.experiments import recipes
+from covkeras.reports import results as report
+from covkeras.reports.pages import png
 
 
 def result(name="ours", radii=(0.6, 0.3, 0.0)):

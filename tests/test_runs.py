@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from conftest import small_classifier
 
-from covkeras import CertifiedTrainer, fitting, jobs, objectives, recipes
-from covkeras.checkpoints import CheckpointFolder
-from covkeras.interrupts import Interrupted
-from covkeras.jobs import Environment
-from covkeras.runs import RunFolder
+from covkeras import CertifiedTrainer, objectives
+from covkeras.experiments import fitting, jobs, recipes
+from covkeras.experiments.jobs import Environment
+from covkeras.experiments.runs import RunFolder
+from covkeras.runtime.interrupts import Interrupted
+from covkeras.training.checkpoints import CheckpointFolder
 
 SMALL = recipes.find("digits").replace(
     epochs=3, switch_epoch=1, decay_epochs=(2,), certify_images=3, certify_n=200, noisy_mean=True
@@ -76,9 +77,9 @@ def test_certification_resumes_to_the_same_file(tmp_path, uninterrupted):
 
 PROGRAM = """
 import sys
-from covkeras import startup
+from covkeras.runtime import startup
 startup.quiet_tensorflow()
-from covkeras import fitting, jobs, recipes, runs
+from covkeras.experiments import fitting, jobs, recipes, runs
 recipe, folder = recipes.find(sys.argv[2]), runs.RunFolder(sys.argv[1])
 folder.claim(recipe)
 fitting.train(recipe, folder, jobs.Environment(minutes=0.002))
@@ -218,7 +219,7 @@ def test_history_is_cut_back_on_resume(tmp_path):
 
 
 def test_interrupts_ask_once_then_stop():
-    from covkeras.interrupts import Interrupts
+    from covkeras.runtime.interrupts import Interrupts
 
     with Interrupts() as stop:
         assert not stop()

@@ -6,10 +6,11 @@ import tensorflow as tf
 from conftest import grid_images, small_classifier
 from keras import layers
 
-from covkeras import SmoothedClassifier, average_certified_radius, devices, models
+from covkeras import SmoothedClassifier, average_certified_radius, models
 from covkeras.certification import GaussianNoise, records
 from covkeras.certification.noise import ESTIMATION, SELECTION
 from covkeras.certification.smoothing import default_batch_size
+from covkeras.runtime import devices
 
 
 def linear_classifier(rng, shape=(4, 4, 1)):

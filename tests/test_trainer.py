@@ -4,11 +4,13 @@ import pytest
 import tensorflow as tf
 from conftest import small_classifier
 
-from covkeras import CertifiedTrainer, devices, fitting, models, objectives, recipes
-from covkeras.batches import shared
+from covkeras import CertifiedTrainer, models, objectives
+from covkeras.experiments import fitting, recipes
 from covkeras.moments import Context, Gaussian, rectify
 from covkeras.moments.rectifiers import Kernels
-from covkeras.trainer import COMPILED
+from covkeras.runtime import devices
+from covkeras.training.batches import shared
+from covkeras.training.trainer import COMPILED
 
 OBJECTIVES = {
     "gaussian_augmentation": lambda: objectives.GaussianAugmentation(0.25),

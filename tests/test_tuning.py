@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from conftest import call_program
 
-from covkeras import fitting, jobs, recipes, tuning
-from covkeras.runs import RunFolder
-from covkeras.tuning import CertifiedHyperModel, Objective, Range
+from covkeras.experiments import fitting, jobs, recipes, tuning
+from covkeras.experiments.runs import RunFolder
+from covkeras.experiments.tuning import CertifiedHyperModel, Objective, Range
 
 PROGRAM = str(Path(__file__).parent.parent / "training" / "search.py")
 TINY = recipes.find("digits").replace(

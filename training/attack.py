@@ -7,16 +7,19 @@ certificates.tsv with the settings beside it (FILE.json), as run.py and certify.
 import argparse
 import sys
 
-from covkeras import startup
+from covkeras.runtime import startup
 
 startup.quiet_tensorflow()
 
 import keras  # noqa: E402
 
-from covkeras import cli, datasets, diagnostics, jobs, report  # noqa: E402
+from covkeras import datasets, diagnostics  # noqa: E402
 from covkeras.certification import SmoothedClassifier, records  # noqa: E402
-from covkeras.files import user_path  # noqa: E402
-from covkeras.validation import check_fits  # noqa: E402
+from covkeras.commands import cli  # noqa: E402
+from covkeras.experiments import jobs  # noqa: E402
+from covkeras.reports import results as report  # noqa: E402
+from covkeras.runtime.files import user_path  # noqa: E402
+from covkeras.runtime.validation import check_fits  # noqa: E402
 
 EXAMPLES = """examples:
   python training/attack.py runs/digits/classifier.keras --certificates runs/digits/certificates.tsv

@@ -11,22 +11,26 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from covkeras import startup
+from covkeras.runtime import startup
 
 startup.quiet_tensorflow()
 
 import keras  # noqa: E402
 import numpy as np  # noqa: E402
 
-from covkeras import cli, datasets, devices, jobs, precision, report  # noqa: E402
+from covkeras import datasets  # noqa: E402
 from covkeras.certification import SmoothedClassifier, certified_accuracy, read_certificates, records  # noqa: E402
 from covkeras.certification.deciding import certify_to_each, decide_each  # noqa: E402
 from covkeras.certification.noise import NOISES  # noqa: E402
 from covkeras.certification.sequential import required_probability  # noqa: E402
 from covkeras.certification.voting import PRECISIONS  # noqa: E402
-from covkeras.files import user_path  # noqa: E402
-from covkeras.interrupts import Interrupted  # noqa: E402
-from covkeras.validation import check_count  # noqa: E402
+from covkeras.commands import cli  # noqa: E402
+from covkeras.experiments import jobs, precision  # noqa: E402
+from covkeras.reports import results as report  # noqa: E402
+from covkeras.runtime import devices  # noqa: E402
+from covkeras.runtime.files import user_path  # noqa: E402
+from covkeras.runtime.interrupts import Interrupted  # noqa: E402
+from covkeras.runtime.validation import check_count  # noqa: E402
 
 EXAMPLES = """examples:
   python training/certify.py runs/digits/classifier.keras --data digits --sigma 0.25 --out digits.tsv

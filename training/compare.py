@@ -8,15 +8,16 @@ import argparse
 import sys
 from pathlib import Path
 
-from covkeras import startup
+from covkeras.runtime import startup
 
 startup.quiet_tensorflow()
 
-from covkeras import cli, precision  # noqa: E402
-from covkeras.comparing import Comparison, Entry, Outcome  # noqa: E402
-from covkeras.comparison_report import write_comparison_report  # noqa: E402
-from covkeras.files import held, user_path  # noqa: E402
-from covkeras.runs import recorded_recipe  # noqa: E402
+from covkeras.commands import cli  # noqa: E402
+from covkeras.experiments import precision  # noqa: E402
+from covkeras.experiments.comparing import Comparison, Entry, Outcome  # noqa: E402
+from covkeras.experiments.runs import recorded_recipe  # noqa: E402
+from covkeras.reports.comparison import write_comparison_report  # noqa: E402
+from covkeras.runtime.files import held, user_path  # noqa: E402
 
 DEFAULT = ("gaussian_augmentation", "covariance_radius", "consistency", "adjoint_radius")
 EXAMPLES = """examples:

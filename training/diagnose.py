@@ -9,18 +9,21 @@ import json
 import sys
 from pathlib import Path
 
-from covkeras import startup
+from covkeras.runtime import startup
 
 startup.quiet_tensorflow()
 
 import keras  # noqa: E402
 
-from covkeras import cli, comparison_report, datasets, jobs  # noqa: E402
+from covkeras import datasets  # noqa: E402
+from covkeras.commands import cli  # noqa: E402
 from covkeras.diagnostics import growth, layerwise, page, toy  # noqa: E402
-from covkeras.files import user_path  # noqa: E402
-from covkeras.interrupts import Interrupted  # noqa: E402
+from covkeras.experiments import jobs  # noqa: E402
 from covkeras.moments import MomentNetwork  # noqa: E402
-from covkeras.validation import check_count, check_fits  # noqa: E402
+from covkeras.reports import comparison as comparison_report  # noqa: E402
+from covkeras.runtime.files import user_path  # noqa: E402
+from covkeras.runtime.interrupts import Interrupted  # noqa: E402
+from covkeras.runtime.validation import check_count, check_fits  # noqa: E402
 
 EXAMPLES = """examples:
   python training/diagnose.py --classifier runs/digits/classifier.keras --data digits

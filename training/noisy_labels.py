@@ -9,15 +9,17 @@ import argparse
 import sys
 from pathlib import Path
 
-from covkeras import startup
+from covkeras.runtime import startup
 
 startup.quiet_tensorflow()
 
 import numpy as np  # noqa: E402
 
-from covkeras import cli, fitting, precision, report  # noqa: E402
-from covkeras.files import user_path  # noqa: E402
-from covkeras.runs import RunFolder  # noqa: E402
+from covkeras.commands import cli  # noqa: E402
+from covkeras.experiments import fitting, precision  # noqa: E402
+from covkeras.experiments.runs import RunFolder  # noqa: E402
+from covkeras.reports import results as report  # noqa: E402
+from covkeras.runtime.files import user_path  # noqa: E402
 
 EXAMPLES = """examples:
   python training/noisy_labels.py --recipe mnist --data-dir DIR --label-noise 0.45 --epochs 90

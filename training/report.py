@@ -4,14 +4,15 @@ import argparse
 import sys
 from pathlib import Path
 
-from covkeras import startup
+from covkeras.runtime import startup
 
 startup.quiet_tensorflow()
 
-from covkeras import cli, report  # noqa: E402
 from covkeras.certification import read_certificates  # noqa: E402
 from covkeras.certification.records import log_name  # noqa: E402
-from covkeras.files import user_path  # noqa: E402
+from covkeras.commands import cli  # noqa: E402
+from covkeras.reports import results as report  # noqa: E402
+from covkeras.runtime.files import user_path  # noqa: E402
 
 EXAMPLES = """examples:
   python training/report.py runs/digits/certificates.tsv runs/digits/reference/certificates.tsv --out compared

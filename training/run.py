@@ -4,14 +4,18 @@ import argparse
 import sys
 from pathlib import Path
 
-from covkeras import startup
+from covkeras.runtime import startup
 
 startup.quiet_tensorflow()
 
-from covkeras import cli, devices, diagnostics, distributed, fitting, jobs, moments, precision, report  # noqa: E402
-from covkeras.exporting.runs import export_run  # noqa: E402
-from covkeras.files import quoted, user_path  # noqa: E402
-from covkeras.runs import RunFolder  # noqa: E402
+from covkeras import diagnostics, moments  # noqa: E402
+from covkeras.commands import cli  # noqa: E402
+from covkeras.experiments import distributed, fitting, jobs, precision  # noqa: E402
+from covkeras.experiments.exported import export_run  # noqa: E402
+from covkeras.experiments.runs import RunFolder  # noqa: E402
+from covkeras.reports import results as report  # noqa: E402
+from covkeras.runtime import devices  # noqa: E402
+from covkeras.runtime.files import quoted, user_path  # noqa: E402
 
 EXAMPLES = """examples:
   python training/run.py                                     digits, in minutes

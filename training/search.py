@@ -16,14 +16,17 @@ import os
 import sys
 from pathlib import Path
 
-from covkeras import startup
+from covkeras.runtime import startup
 
 startup.quiet_tensorflow()
 
-from covkeras import cli, precision, report, tuning, tuning_report  # noqa: E402
-from covkeras.files import held, quoted, user_path, write_aside  # noqa: E402
-from covkeras.runs import recorded_recipe  # noqa: E402
-from covkeras.tuning import CertifiedHyperModel, Objective, Range, Trial  # noqa: E402
+from covkeras.commands import cli  # noqa: E402
+from covkeras.experiments import precision, tuning  # noqa: E402
+from covkeras.experiments.runs import recorded_recipe  # noqa: E402
+from covkeras.experiments.tuning import CertifiedHyperModel, Objective, Range, Trial  # noqa: E402
+from covkeras.reports import results as report  # noqa: E402
+from covkeras.reports import search as tuning_report  # noqa: E402
+from covkeras.runtime.files import held, quoted, user_path, write_aside  # noqa: E402
 
 EXAMPLES = """examples:
   python training/search.py --trials 12

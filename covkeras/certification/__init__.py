@@ -1,4 +1,12 @@
-"""What may be claimed of a smoothed classifier, and how surely. Knows nothing of moments."""
+"""What may be claimed of a smoothed classifier, and how surely (Cohen, Rosenfeld, Kolter, ICML 2019).
+
+    smoothing      SmoothedClassifier: PREDICT and CERTIFY; voting counts classes on the device, noise draws
+    confidence     binomial bounds and the radius; sequential, the betting tests that may stop at any time
+    deciding       one radius, or radii to a precision; sampling fills batches, stopping says when to stop
+    certificates   the records and the figures of the field; logs, their files; records, what made a file
+
+Knows nothing of moments.
+"""
 
 from covkeras.certification.certificates import (
     Certificates,

@@ -15,7 +15,7 @@ from covkeras.certification.sampling import Sampled, sample_until
 from covkeras.certification.sequential import Decision, anytime_lower, hits_to_decide, required_probability
 from covkeras.certification.stopping import RadiusPrecision, RadiusTest
 from covkeras.certification.voting import BLOCK
-from covkeras.validation import check_alpha, check_between, check_count
+from covkeras.runtime.validation import check_alpha, check_between, check_count
 
 
 def decide_each(

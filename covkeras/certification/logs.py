@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from covkeras.certification.certificates import ABSTAIN, Certificates
-from covkeras.files import lock
+from covkeras.runtime.files import lock
 
 # Cohen's columns come first, so that the field's scripts read our files; then ours.
 COHEN_COLUMNS = ("idx", "label", "predict", "radius", "correct", "time")

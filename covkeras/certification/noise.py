@@ -8,7 +8,7 @@ import numpy as np
 import scipy.special
 import tensorflow as tf
 
-from covkeras.validation import check_choice, check_count, check_sigma
+from covkeras.runtime.validation import check_choice, check_count, check_sigma
 
 _PHILOX = 1
 # Phases draw from disjoint parts of an image's stream.

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from covkeras.certification.logs import CertificateFile, read_certificates
-from covkeras.files import write_aside
+from covkeras.runtime.files import write_aside
 
 # Settings that may differ between shards that are merged: where they ran, not what they computed.
 _FREE = ("versions", "device")

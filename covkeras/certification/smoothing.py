@@ -21,7 +21,7 @@ from covkeras.certification.confidence import (
 from covkeras.certification.deciding import certify_to_each, decide_each
 from covkeras.certification.noise import ESTIMATION, PREDICTION, SELECTION, check_seed, make_noise
 from covkeras.certification.voting import PRECISIONS, Ballot, rebuilt
-from covkeras.validation import (
+from covkeras.runtime.validation import (
     INSIDE,
     check_alpha,
     check_choice,

@@ -1,4 +1,11 @@
-"""Images in [0, 1] with integer labels, by name and split. Batches are a function of (seed, epoch, step) alone."""
+"""Images in [0, 1] with integer labels, by name and split. Batches are a function of (seed, epoch, step) alone.
+
+base           what every split is asked for; memory and stream, the two kinds
+prepared       data sets of tensorflow-datasets, read and never downloaded
+augmentation   crops and flips, each a function of its seed
+decoding       image files to pixels, the same as Pillow's
+labels         noisy ones
+"""
 
 import os
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from covkeras.datasets.memory import ImageData
 from covkeras.datasets.stream import ImageStream
-from covkeras.files import quoted
+from covkeras.runtime.files import quoted
 
 
 @dataclasses.dataclass(frozen=True)

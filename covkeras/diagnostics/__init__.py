@@ -1,4 +1,10 @@
-"""Estimates and certificates held against the truth: fidelity of propagated radii, attacks on certified ones."""
+"""Estimates and certificates held against the truth.
+
+fidelity    propagated radii against certified ones; joint, the one over all classes
+layerwise   propagated against sampled variance, layer by layer; toy and growth, the paper's Figures 1
+intervals   boxes beside covariances
+attacking   projected gradient ascent on certified images
+"""
 
 from covkeras.diagnostics.fidelity import Fidelity, fidelity
 

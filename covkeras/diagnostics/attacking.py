@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from covkeras.certification.certificates import ABSTAIN, Certificates
 from covkeras.certification.smoothing import SmoothedClassifier
-from covkeras.validation import check_count
+from covkeras.runtime.validation import check_count
 
 
 @dataclasses.dataclass(frozen=True)

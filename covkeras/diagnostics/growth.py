@@ -7,7 +7,7 @@ import keras
 import numpy as np
 
 from covkeras.models import preact_resnet18
-from covkeras.validation import check_between, check_count
+from covkeras.runtime.validation import check_between, check_count
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ from keras import ops
 from covkeras.moments.dispatch import Context, propagate
 from covkeras.moments.gaussian import Gaussian, probability
 from covkeras.moments.network import MomentNetwork, walk
-from covkeras.validation import check_count
+from covkeras.runtime.validation import check_count
 
 _LINEAR = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D, keras.layers.Dense)
 # Samples are drawn in chunks; every chunk gives its own unbiased estimate, and their spread the interval.

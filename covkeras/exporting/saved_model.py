@@ -24,7 +24,7 @@ from covkeras.moments.adjoint import adjoint_margin, calibrate_gates
 from covkeras.moments.gaussian import margin
 from covkeras.moments.gradients import automatic
 from covkeras.moments.network import MomentNetwork
-from covkeras.validation import check_alpha, check_count, check_weights, probe_images
+from covkeras.runtime.validation import check_alpha, check_count, check_weights, probe_images
 
 METADATA = "metadata.json"
 _LIBRARIES = ("tensorflow", "keras", "numpy", "covkeras")

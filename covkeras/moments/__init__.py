@@ -1,4 +1,13 @@
-"""A Gaussian's way through a network: the rules of the paper's Table 1, and the adjoint estimate."""
+"""A Gaussian's way through a network (Zhen, Chakraborty, Singh, CVPR 2021).
+
+    gaussian      the pair (mean, covariance); the margin and the propagated radius (Eqs. 3 to 5)
+    rules         one per layer type (Table 1); rectifiers, the activations; dispatch, which rule is whose
+    layers        GaussianInput, Moments; network, MomentNetwork: a classifier's graph laid again
+    adjoint       J S J^T from the margin's end (ours)
+    gradients     those written by hand
+
+Knows nothing of certification.
+"""
 
 from covkeras.moments.dispatch import Context
 from covkeras.moments.gaussian import Gaussian, blocks, margin, propagated_radius, standard_deviation

@@ -17,7 +17,7 @@ from covkeras.moments.dispatch import Context
 from covkeras.moments.gaussian import Gaussian, blocks, margin, standard_deviation, wide
 from covkeras.moments.network import MomentNetwork
 from covkeras.moments.rectifiers import Rectifier
-from covkeras.validation import check_count
+from covkeras.runtime.validation import check_count
 
 
 class AdjointMargin(NamedTuple):

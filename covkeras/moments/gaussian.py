@@ -10,7 +10,7 @@ from typing import NamedTuple
 import keras
 from keras import ops
 
-from covkeras.validation import check_sigma
+from covkeras.runtime.validation import check_sigma
 
 
 class Gaussian(NamedTuple):

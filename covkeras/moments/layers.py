@@ -9,7 +9,7 @@ from keras import ops
 from covkeras.moments.dispatch import Context
 from covkeras.moments.gaussian import Gaussian
 from covkeras.moments.rules import propagate
-from covkeras.validation import check_r_max, check_sigma
+from covkeras.runtime.validation import check_r_max, check_sigma
 
 
 class PlainErrors:

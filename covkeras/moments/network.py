@@ -9,7 +9,7 @@ from keras import ops, tree
 from covkeras.moments.dispatch import Context, propagate
 from covkeras.moments.gaussian import Gaussian, wide
 from covkeras.moments.layers import GaussianInput, Moments, PlainErrors
-from covkeras.validation import check_classifier, check_fixed_size, check_r_max, check_shape, check_sigma
+from covkeras.runtime.validation import check_classifier, check_fixed_size, check_r_max, check_shape, check_sigma
 
 
 def walk(model, value, visit: Callable):

@@ -13,7 +13,7 @@ from covkeras.objectives.base import Objective, nearest
 from covkeras.objectives.consistency import PUBLISHED_LAM, consistency_terms
 from covkeras.objectives.copies import logits_of
 from covkeras.objectives.terms import Terms, cross_entropy
-from covkeras.validation import check_between, check_choice, check_count, check_r_max, check_sigma
+from covkeras.runtime.validation import check_between, check_choice, check_count, check_r_max, check_sigma
 
 RADIUS_LOSSES = ("hinge", "probit")
 CLASSIFY_ON = ("copy", "mean")

@@ -9,7 +9,7 @@ from covkeras.moments.gaussian import Gaussian, propagated_radius
 from covkeras.moments.network import MomentNetwork
 from covkeras.objectives.base import Objective
 from covkeras.objectives.terms import Terms, cross_entropy
-from covkeras.validation import check_between, check_count, check_r_max, check_sigma
+from covkeras.runtime.validation import check_between, check_count, check_r_max, check_sigma
 
 
 @keras.saving.register_keras_serializable("covkeras")

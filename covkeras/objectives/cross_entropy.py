@@ -5,7 +5,7 @@ from keras import ops
 
 from covkeras.objectives.base import Objective
 from covkeras.objectives.terms import Terms, cross_entropy
-from covkeras.validation import check_between, check_count, check_sigma
+from covkeras.runtime.validation import check_between, check_count, check_sigma
 
 
 @keras.saving.register_keras_serializable("covkeras")

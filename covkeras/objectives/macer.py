@@ -8,7 +8,7 @@ from keras import ops
 from covkeras.objectives.base import Objective, nearest
 from covkeras.objectives.copies import logits_of
 from covkeras.objectives.terms import Terms
-from covkeras.validation import check_between, check_count, check_sigma
+from covkeras.runtime.validation import check_between, check_count, check_sigma
 
 # The authors' lam at sigma .25, .5 and 1.
 _LAM = {"mnist": (16.0, 16.0, 6.0), "cifar10": (12.0, 12.0, 12.0)}

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from covkeras.certification.certificates import average_certified_radius, certified_accuracy
-from covkeras.comparing import Comparison, Outcome
-from covkeras.pages import STYLES, html_table, legend, markdown, new_figure, page, picture, plain, png
-from covkeras.report import fidelity_plot, fidelity_table, table_radii
+from covkeras.experiments.comparing import Comparison, Outcome
+from covkeras.reports.pages import STYLES, html_table, legend, markdown, new_figure, page, picture, plain, png
+from covkeras.reports.results import fidelity_plot, fidelity_table, table_radii
 
 _NOTES = (
     "Certified accuracy at r: the share of test images predicted correctly with certified radius at least r. ACR: the "

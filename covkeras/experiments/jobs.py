@@ -8,15 +8,16 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from covkeras import datasets, devices
+from covkeras import datasets
 from covkeras.certification import records
 from covkeras.certification.certificates import average_certified_radius
 from covkeras.certification.logs import CertificateFile, read_certificates, sorted_certificates
 from covkeras.certification.smoothing import SmoothedClassifier
-from covkeras.interrupts import Interrupted
-from covkeras.recipes import Recipe
-from covkeras.runs import RunFolder
-from covkeras.validation import check_fits, check_labels
+from covkeras.experiments.recipes import Recipe
+from covkeras.experiments.runs import RunFolder
+from covkeras.runtime import devices
+from covkeras.runtime.interrupts import Interrupted
+from covkeras.runtime.validation import check_fits, check_labels
 
 
 @dataclasses.dataclass(frozen=True)

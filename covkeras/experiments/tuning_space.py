@@ -6,7 +6,7 @@ import math
 import keras_tuner as kt
 
 from covkeras.certification.certificates import average_certified_radius, certified_accuracy
-from covkeras.recipes import Recipe
+from covkeras.experiments.recipes import Recipe
 
 _FIELDS = {field.name: field for field in dataclasses.fields(Recipe)}
 _NOT_SEARCHED = ("name", "source", "data", "reference", "decay_epochs", "seed")

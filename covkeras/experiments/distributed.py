@@ -11,15 +11,15 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from covkeras import devices
-from covkeras.checkpoints import CheckpointFolder, Checkpointing
-from covkeras.files import write_aside
-from covkeras.fitting import NonFiniteLoss, build_trainer, check_batch, load_parts, observers
-from covkeras.interrupts import Interrupted
-from covkeras.jobs import Environment
-from covkeras.recipe import PRECISIONS
-from covkeras.recipes import Recipe
-from covkeras.runs import RunFolder
+from covkeras.experiments.fitting import NonFiniteLoss, build_trainer, check_batch, load_parts, observers
+from covkeras.experiments.jobs import Environment
+from covkeras.experiments.recipe import PRECISIONS
+from covkeras.experiments.recipes import Recipe
+from covkeras.experiments.runs import RunFolder
+from covkeras.runtime import devices
+from covkeras.runtime.files import write_aside
+from covkeras.runtime.interrupts import Interrupted
+from covkeras.training.checkpoints import CheckpointFolder, Checkpointing
 
 
 def cluster() -> tuple[int, int]:

@@ -8,7 +8,7 @@ import scipy.stats
 from covkeras.diagnostics.growth import Growth
 from covkeras.diagnostics.layerwise import LayerMoments, gaussianity_floor
 from covkeras.diagnostics.toy import Plane
-from covkeras.pages import STYLES, new_figure
+from covkeras.reports.pages import STYLES, new_figure
 
 # A plane's ellipse that holds 95 % of a normal distribution: radius sqrt(-2 log .05).
 _ELLIPSE = 2.448

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from covkeras import jobs, report
-from covkeras.pages import STYLES, html_table, markdown, new_figure, page, picture, plain, png
-from covkeras.tuning import CertifiedHyperModel, Trial
+from covkeras.experiments import jobs
+from covkeras.experiments.tuning import CertifiedHyperModel, Trial
+from covkeras.reports import results as report
+from covkeras.reports.pages import STYLES, html_table, markdown, new_figure, page, picture, plain, png
 
 
 def trials_table(trials: Sequence[Trial], objective: str) -> list[list[str]]:

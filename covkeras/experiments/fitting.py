@@ -4,17 +4,17 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from covkeras import devices
-from covkeras.checkpoints import CheckpointFolder, Checkpointing
-from covkeras.files import write_aside
-from covkeras.interrupts import Interrupted
-from covkeras.jobs import Environment, progress_bar
-from covkeras.labels import pair_flip
-from covkeras.precision import settled, warn_if_slow
-from covkeras.recipes import MODELS, Recipe
-from covkeras.runs import RunFolder
-from covkeras.trainer import CertifiedTrainer
-from covkeras.validation import check_labels
+from covkeras.datasets.labels import pair_flip
+from covkeras.experiments.jobs import Environment, progress_bar
+from covkeras.experiments.precision import settled, warn_if_slow
+from covkeras.experiments.recipes import MODELS, Recipe
+from covkeras.experiments.runs import RunFolder
+from covkeras.runtime import devices
+from covkeras.runtime.files import write_aside
+from covkeras.runtime.interrupts import Interrupted
+from covkeras.runtime.validation import check_labels
+from covkeras.training.checkpoints import CheckpointFolder, Checkpointing
+from covkeras.training.trainer import CertifiedTrainer
 
 
 def build_classifier(recipe: Recipe, data):
@@ -165,7 +165,7 @@ def train(recipe: Recipe, folder: RunFolder, environment=Environment(), title: s
     if folder.classifier_file.exists():
         return keras.models.load_model(folder.classifier_file, compile=False)
     if recipe.precision == "auto":
-        raise ValueError("recipe must have its precision settled before it is trained: covkeras.precision.settled.")
+        raise ValueError("recipe must have its precision settled before it is trained: experiments.precision.settled.")
     with folder.held():
         return _train(recipe, folder, environment, title, trainer)
 

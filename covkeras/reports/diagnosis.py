@@ -11,7 +11,7 @@ from covkeras.diagnostics import pictures
 from covkeras.diagnostics.growth import Growth
 from covkeras.diagnostics.layerwise import LayerMoments
 from covkeras.diagnostics.toy import Plane
-from covkeras.pages import html_table, markdown, page, picture, plain, png, svg
+from covkeras.reports.pages import html_table, markdown, page, picture, plain, png, svg
 
 
 @dataclasses.dataclass(frozen=True)

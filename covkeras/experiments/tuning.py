@@ -8,13 +8,13 @@ from pathlib import Path
 import keras_tuner as kt
 import numpy as np
 
-from covkeras import fitting, jobs
-from covkeras.devices import strategy
-from covkeras.interrupts import Interrupted
-from covkeras.recipes import Recipe, scaled
-from covkeras.runs import RunFolder, claim_record
-from covkeras.tuning_space import Objective, Range
-from covkeras.validation import check_between, check_choice, check_count
+from covkeras.experiments import fitting, jobs
+from covkeras.experiments.recipes import Recipe, scaled
+from covkeras.experiments.runs import RunFolder, claim_record
+from covkeras.experiments.tuning_space import Objective, Range
+from covkeras.runtime.devices import strategy
+from covkeras.runtime.interrupts import Interrupted
+from covkeras.runtime.validation import check_between, check_choice, check_count
 
 TUNERS = ("random", "bayesian", "hyperband", "grid", "ablation")
 

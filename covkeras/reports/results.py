@@ -7,32 +7,15 @@ from pathlib import Path
 
 import numpy as np
 
-from covkeras.certification.certificates import Certificates, average_certified_radius, certified_accuracy
-from covkeras.diagnostics import Fidelity
-from covkeras.pages import STYLES, html_table, legend, markdown, new_figure, page, picture, plain, png
-from covkeras.recipes import Recipe
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """One certified classifier: its name in tables, the true labels and the certificates of the same images."""
-
-    name: str
-    labels: np.ndarray
-    certificates: Certificates
-    fidelity: Sequence[Fidelity] = ()
+from covkeras.certification.certificates import average_certified_radius, certified_accuracy
+from covkeras.experiments.recipes import Recipe
+from covkeras.experiments.result import Result, steps_to
+from covkeras.reports.pages import STYLES, html_table, legend, markdown, new_figure, page, picture, plain, png
 
 
 def table_radii(results: Sequence[Result]) -> list[float]:
     """Returns 0, 0.25, 0.5, ... up to the largest certified radius; in wider steps where they would be above 25."""
     return steps_to(max(float(r.certificates.radius.max(initial=0.0)) for r in results), 0.25, 25)
-
-
-def steps_to(largest: float, step: float, most: int) -> list[float]:
-    """Returns 0, step, 2 step, ... up to `largest`, the step doubled until they are at most so many."""
-    while int(largest / step) + 1 > most:
-        step *= 2
-    return [step * i for i in range(int(largest / step) + 1)]
 
 
 def accuracy_table(results: Sequence[Result]) -> list[list[str]]:

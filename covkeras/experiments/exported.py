@@ -5,12 +5,12 @@ from pathlib import Path
 
 import keras
 
-from covkeras import jobs
 from covkeras.certification.certificates import average_certified_radius, certified_accuracy
 from covkeras.certification.logs import read_certificates
+from covkeras.experiments import jobs
+from covkeras.experiments.result import steps_to
+from covkeras.experiments.runs import RunFolder
 from covkeras.exporting.saved_model import Defaults, export
-from covkeras.report import steps_to
-from covkeras.runs import RunFolder
 
 
 def export_run(

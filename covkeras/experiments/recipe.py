@@ -11,7 +11,7 @@ from covkeras.certification.noise import NOISES
 from covkeras.certification.voting import PRECISIONS as CERTIFIED_PRECISIONS
 from covkeras.datasets.augmentation import AUGMENTATIONS
 from covkeras.objectives import adjoint_radius
-from covkeras.validation import check_between, check_choice, check_count
+from covkeras.runtime.validation import check_between, check_choice, check_count
 
 MODELS = {"lenet": models.lenet, "lenet_5x5": models.lenet_5x5, "preact_resnet18": models.preact_resnet18}
 PRECISIONS = ("auto", "float32", "mixed_bfloat16", "mixed_float16")

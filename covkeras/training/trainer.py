@@ -6,13 +6,13 @@ import re
 import keras
 import tensorflow as tf
 
-from covkeras.batches import Batch, checked_batch, shared
 from covkeras.moments.dispatch import Context
 from covkeras.moments.rectifiers import Kernels
 from covkeras.objectives.base import attached
 from covkeras.objectives.terms import Terms
-from covkeras.schedules import LamSwitch
-from covkeras.validation import check_count
+from covkeras.runtime.validation import check_count
+from covkeras.training.batches import Batch, checked_batch, shared
+from covkeras.training.schedules import LamSwitch
 
 # A dozen element-wise operations as one loop. XLA compiles only these: its convolutions, and its sums over the batch,
 # are slower on the CPU than TensorFlow's own.

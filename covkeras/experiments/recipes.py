@@ -4,7 +4,7 @@ import json
 import os
 from pathlib import Path
 
-from covkeras.recipe import METHODS, MODELS, Recipe
+from covkeras.experiments.recipe import METHODS, MODELS, Recipe
 
 __all__ = ["METHODS", "MODELS", "RECIPES", "Recipe", "find", "scaled", "smoke"]
 

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
-from covkeras import devices
-from covkeras.recipes import Recipe
+from covkeras.experiments.recipes import Recipe
+from covkeras.runtime import devices
 
 
 def settled(

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from covkeras.validation import check_between, check_labels
+from covkeras.runtime.validation import check_between, check_labels
 
 
 def pair_flip(labels, classes: int, rate: float, seed: int = 0) -> np.ndarray:

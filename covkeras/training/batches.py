@@ -6,7 +6,7 @@ from typing import NamedTuple
 import keras
 import tensorflow as tf
 
-from covkeras.validation import INSIDE, check_shape
+from covkeras.runtime.validation import INSIDE, check_shape
 
 
 class Batch(NamedTuple):

@@ -7,14 +7,16 @@ from pathlib import Path
 
 import numpy as np
 
-from covkeras import devices, diagnostics, fitting, jobs, moments
-from covkeras.files import write_aside
+from covkeras import diagnostics, moments
+from covkeras.experiments import fitting, jobs
+from covkeras.experiments.recipes import Recipe, scaled
+from covkeras.experiments.result import Result
+from covkeras.experiments.runs import RunFolder, claim_record
 from covkeras.objectives import METHODS
-from covkeras.recipes import Recipe, scaled
-from covkeras.report import Result
-from covkeras.runs import RunFolder, claim_record
-from covkeras.timing import interleave
-from covkeras.validation import check_between, check_choice
+from covkeras.runtime import devices
+from covkeras.runtime.files import write_aside
+from covkeras.runtime.timing import interleave
+from covkeras.runtime.validation import check_between, check_choice
 
 BASELINE = "gaussian_augmentation"
 # What methods may differ in: how they train. All else belongs to the comparison.

@@ -6,8 +6,8 @@ import json
 import os
 from pathlib import Path
 
-from covkeras.files import held, is_taken, write_aside
-from covkeras.recipes import Recipe
+from covkeras.experiments.recipes import Recipe
+from covkeras.runtime.files import held, is_taken, write_aside
 
 
 class RunFolder:

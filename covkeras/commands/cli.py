@@ -6,12 +6,12 @@ import signal
 import sys
 from collections.abc import Callable
 
-from covkeras import recipes
-from covkeras.files import user_path
-from covkeras.interrupts import Interrupted, Interrupts
-from covkeras.jobs import Environment
-from covkeras.recipes import Recipe
-from covkeras.validation import check_between
+from covkeras.experiments import recipes
+from covkeras.experiments.jobs import Environment
+from covkeras.experiments.recipes import Recipe
+from covkeras.runtime.files import user_path
+from covkeras.runtime.interrupts import Interrupted, Interrupts
+from covkeras.runtime.validation import check_between
 
 
 class Formatter(argparse.RawDescriptionHelpFormatter):

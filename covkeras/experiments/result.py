@@ -1,0 +1,26 @@
+"""One method's certificates, with what its estimates said: what reports are made of."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from covkeras.certification.certificates import Certificates
+from covkeras.diagnostics.fidelity import Fidelity
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """One certified classifier: its name in tables, the true labels and the certificates of the same images."""
+
+    name: str
+    labels: np.ndarray
+    certificates: Certificates
+    fidelity: Sequence[Fidelity] = ()
+
+
+def steps_to(largest: float, step: float, most: int) -> list[float]:
+    """Returns 0, step, 2 step, ... up to `largest`, the step doubled until they are at most so many."""
+    while int(largest / step) + 1 > most:
+        step *= 2
+    return [step * i for i in range(int(largest / step) + 1)]

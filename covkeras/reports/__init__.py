@@ -1,0 +1,10 @@
+"""Every table, picture and page.
+
+    pages                           tables for terminal, Markdown and HTML, figures, pages made of them
+    results                         a run's, or any certification log's: curves, tables, fidelity
+    comparison                      methods against each other
+    search                          trials, baselines, ablations
+    diagnosis, diagnosis_pictures   a classifier, layer by layer (the paper's Table 2 and figures)
+
+Reads results; computes none.
+"""

@@ -1,0 +1,9 @@
+"""What all else stands on: no mathematics, and nothing of covkeras above it.
+
+validation    every refusal: what was expected, what came, the remedy
+files         whole files, one writer at a time
+interrupts    Ctrl-C and SIGTERM at the next safe point
+devices       which devices, and the arithmetic that suits them
+timing        fair timing, in turns
+startup       TensorFlow's first lines kept quiet
+"""

@@ -1,0 +1,9 @@
+"""Training a classifier on an objective, through Keras' own `fit`.
+
+    trainer       CertifiedTrainer: the custom train_step, on one device or many, its metrics
+    batches       what a step is given: images, labels and weights as Keras users bring them, checked
+    schedules     what changes with the epoch: lam
+    checkpoints   survive a kill and a full disk, and resume to the bit
+
+Knows objectives and moments; nothing of recipes, folders or programs.
+"""
