@@ -45,6 +45,7 @@ setup(
         "dev": [
             *SERVING,
             "pytest>=9,<10",
+            "pytest-xdist>=3.6,<4",
             "ruff>=0.17,<0.18",
             "pre-commit>=4,<5",
             "mpmath>=1.3,<2",

@@ -41,7 +41,7 @@ def test_commands_in_the_pages_exist():
             assert (root / program).exists(), f"{page.name}: {program}"
             flags = set(re.findall(r"(--[a-z][a-z-]*)", rest)) - {"--help"}
             source = (root / program).read_text() + (root / "covkeras" / "commands" / "cli.py").read_text()
-            fields = (root / "covkeras" / "recipe.py").read_text()
+            fields = (root / "covkeras" / "experiments" / "recipe.py").read_text()
             for flag in flags:
                 known = f'"{flag}"' in source or f"    {flag[2:].replace('-', '_')}: " in fields
                 assert known, f"{page.name}: {program} has no {flag}"

@@ -159,7 +159,7 @@ class _Loop:
     def _step_of(self, step):
         """(batch, asked) -> the step's logs, averaged over all replicas, and how many workers were asked to stop."""
 
-        @tf.function(reduce_retracing=True)
+        @tf.function(reduce_retracing=True, autograph=False)
         def one(batch, asked):
             names = []
 

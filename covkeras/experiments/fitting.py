@@ -141,7 +141,7 @@ def step_of(recipe: Recipe, data):
     trainer.begin_epoch(recipe.epochs)
     images, labels = next(iter(data.batches(recipe.batch_size, augmentation=recipe.augmentation)))
     # Traced by hand: TensorFlow would warn of one function, several trainers' method, that is traced over and over.
-    step = tf.function(trainer.train_step).get_concrete_function((images, labels))
+    step = tf.function(trainer.train_step, autograph=False).get_concrete_function((images, labels))
     return lambda: step((images, labels))["loss"].numpy()
 
 

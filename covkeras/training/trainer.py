@@ -112,7 +112,11 @@ class CertifiedTrainer(keras.Model):
         if jit and self.distribute_strategy.num_replicas_in_sync > 1:
             raise ValueError("jit_compile must be False on several replicas, where TensorFlow can't compile the step.")
         super().compile(optimizer=optimizer, jit_compile=False, **kwargs)
-        self._compiled_descent = tf.function(self._descend, jit_compile=True, reduce_retracing=True) if jit else None
+        self._compiled_descent = None
+        if jit:
+            self._compiled_descent = tf.function(
+                self._descend, jit_compile=True, reduce_retracing=True, autograph=False
+            )
 
     def begin_epoch(self, epoch: int) -> None:
         """Sets what depends on the epoch (from 0) alone: lam, and what the objective makes of it. `fit` calls it."""
