@@ -545,3 +545,28 @@ def test_ways_to_compile_train_the_same(data, options):
     fit(trainer_of(ours, **options), dataset(*data), class_weight={0: 1.0, 1: 2.0, 2: 0.5})
     fit(plain_keras(theirs), dataset(*data), class_weight={0: 1.0, 1: 2.0, 2: 0.5})
     same_weights(ours, theirs)
+
+
+def test_what_cannot_be_trained_is_said(data):
+    for objective in ("macer", objectives.Macer, None):
+        with pytest.raises(TypeError, match=r"objective must be one of covkeras.objectives, .* such as Macer"):
+            CertifiedTrainer(net(), objective)
+    frozen = net()
+    frozen.trainable = False
+    with pytest.raises(ValueError, match="must have weights to train, but all its layers are frozen"):
+        fit(trainer_of(frozen), *data)
+    words = np.array(["zero", "one", "two"])[data[1]]
+    trainer = trainer_of(net())
+    for call in (trainer.fit, trainer.evaluate, trainer.train_on_batch, trainer.test_on_batch):
+        with pytest.raises(TypeError, match=r"got text or objects .* return_inverse=True"):
+            call(data[0], words)
+
+
+def test_a_trainer_saves_and_exports_its_classifier(data, tmp_path):
+    trainer = trainer_of(net())
+    fit(trainer, *data)
+    trainer.save(tmp_path / "t.keras")
+    assert np.array_equal(keras.models.load_model(tmp_path / "t.keras")(data[0]), trainer.classifier(data[0]))
+    trainer.export(str(tmp_path / "exported"), verbose=False)
+    loaded = tf.saved_model.load(str(tmp_path / "exported"))
+    np.testing.assert_allclose(loaded.serve(data[0]), trainer.classifier(data[0]), rtol=1e-5, atol=1e-6)

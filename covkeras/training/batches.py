@@ -89,6 +89,16 @@ def checked_batch(data, image_shape, classes: int) -> tuple:
         return tf.identity(images), tf.identity(labels), weights, targets
 
 
+def refuse_text(y=None, **others) -> None:
+    """Refuses labels that are text, of which Keras itself says only that their dtype is invalid."""
+    kind = getattr(getattr(y, "dtype", None), "kind", "")
+    if kind in ("U", "S", "O"):
+        raise TypeError(
+            f"labels must be integers (batch,), or one-hot rows, got text or objects ({y.dtype}). Number the classes: "
+            "np.unique(labels, return_inverse=True)[1]."
+        )
+
+
 def _only(name: str, value):
     """The tensor of a dictionary or list of one."""
     while isinstance(value, (Mapping, list, tuple)):

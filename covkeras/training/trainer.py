@@ -11,7 +11,7 @@ from covkeras.moments.rectifiers import Kernels
 from covkeras.objectives.base import attached
 from covkeras.objectives.terms import Terms
 from covkeras.runtime.validation import check_count
-from covkeras.training.batches import Batch, checked_batch, shared
+from covkeras.training.batches import Batch, checked_batch, refuse_text, shared
 from covkeras.training.schedules import LamSwitch
 
 # A dozen element-wise operations as one loop. XLA compiles only these: its convolutions, and its sums over the batch,
@@ -68,6 +68,11 @@ class CertifiedTrainer(keras.Model):
     def __init__(self, classifier, objective, seed: int = 0, name: str = "certified_trainer"):
         super().__init__(name=name)
         self.seed = check_count("seed", seed, 0, 2**31 - 1)
+        if isinstance(objective, type) or not (callable(objective) and hasattr(objective, "attach")):
+            raise TypeError(
+                f"objective must be one of covkeras.objectives, made with its sigma, such as Macer(sigma=0.25), got "
+                f"{objective!r}."
+            )
         self.classifier = classifier
         self.objective = attached(objective, classifier)
         initial = self.objective.lam if self.objective.switch_epoch == 0 else 0.0
@@ -126,6 +131,7 @@ class CertifiedTrainer(keras.Model):
 
     def fit(self, *args, callbacks=None, **kwargs):
         """As `keras.Model.fit`; lam is switched on at the objective's `switch_epoch`."""
+        refuse_text(*args[1:2], **kwargs)
         switch = LamSwitch()
         if isinstance(callbacks, keras.callbacks.CallbackList):
             # It is used as it is, and may be used again.
@@ -142,20 +148,27 @@ class CertifiedTrainer(keras.Model):
             return super().fit(*args, callbacks=[switch, *given], **kwargs)
 
     def evaluate(self, *args, **kwargs):
+        refuse_text(*args[1:2], **kwargs)
         with _plain_refusals():
             return super().evaluate(*args, **kwargs)
 
     def train_on_batch(self, *args, **kwargs):
+        refuse_text(*args[1:2], **kwargs)
         with _plain_refusals():
             return super().train_on_batch(*args, **kwargs)
 
     def test_on_batch(self, *args, **kwargs):
+        refuse_text(*args[1:2], **kwargs)
         with _plain_refusals():
             return super().test_on_batch(*args, **kwargs)
 
     def save(self, filepath, overwrite: bool = True, **kwargs):
         """Saves the classifier: a stock Keras file, which loads without covkeras."""
         return self.classifier.save(filepath, overwrite=overwrite, **kwargs)
+
+    def export(self, filepath, *args, **kwargs):
+        """Exports the classifier, as `keras.Model.export`; its certificates are served by `covkeras.export`."""
+        return self.classifier.export(filepath, *args, **kwargs)
 
     def get_config(self) -> dict:
         serialize = keras.saving.serialize_keras_object
@@ -192,6 +205,8 @@ class CertifiedTrainer(keras.Model):
             terms, regularisers, loss = self._evaluated(batch, noise, context)
             scaled = self.optimizer.scale_loss(loss)
         weights = self.classifier.trainable_variables
+        if not weights:
+            raise ValueError("classifier must have weights to train, but all its layers are frozen (trainable=False).")
         gradients = tape.gradient(scaled, weights)
         self.optimizer.apply(gradients, weights)
         return terms, regularisers, loss
