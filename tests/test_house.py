@@ -13,17 +13,15 @@ import covkeras
 ROOT = Path(covkeras.__file__).parent
 # From the ground up: a package imports those before it, never one behind it. Those of a floor don't know each other.
 FLOORS = (
-    {"runtime"},
-    {"datasets", "models", "moments", "certification"},
-    {"objectives", "diagnostics", "exporting"},
-    {"training"},
-    {"experiments"},
-    {"reports"},
-    {"commands"},
+    ("runtime",),
+    ("datasets", "models", "moments", "certification"),
+    ("objectives", "diagnostics", "exporting"),
+    ("training",),
+    ("experiments",),
+    ("reports",),
+    ("commands",),
 )
 FLOOR = {name: i for i, floor in enumerate(FLOORS) for name in floor}
-# Image files have one decoder, for data sets and served graphs.
-ALLOWED = {("exporting", "datasets"), ("exporting", "certification"), ("exporting", "moments")}
 
 
 def imports(path: Path) -> set[str]:
