@@ -19,6 +19,8 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["covkeras", "covkeras.*"]),
+    package_data={"covkeras.commands": ["page.html"]},
+    entry_points={"console_scripts": ["covkeras = covkeras.commands.main:main"]},
     python_requires=">=3.11,<3.14",
     install_requires=[
         "tensorflow>=2.21,<2.22",

@@ -1,55 +1,13 @@
-"""Exports a finished run as a SavedModel with certification in the graph, for TF-Serving or serving/local.py."""
+"""Exports a finished run as a SavedModel for TF-Serving.
 
-import argparse
-import sys
-from pathlib import Path
-
-from covkeras.runtime import startup
-
-startup.quiet_tensorflow()
-
-from covkeras.commands import cli  # noqa: E402
-from covkeras.experiments import jobs  # noqa: E402
-from covkeras.experiments.exported import export_run  # noqa: E402
-from covkeras.exporting import Defaults  # noqa: E402
-from covkeras.runtime.files import quoted, user_path  # noqa: E402
-
-EXAMPLES = """examples:
-  python serving/export.py --run runs/digits --out exports/digits/1
-  python serving/export.py --run runs/mnist --data-dir DIR --out exports/mnist/1 --n 10000 --max-samples 100000
+The command `covkeras export`, from a checkout: see covkeras/commands/export.py.
 """
 
+import sys
 
-def parse(arguments=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=cli.Formatter, allow_abbrev=False
-    )
-    parser.add_argument("--run", required=True, type=user_path, metavar="DIR", help="a finished run's folder")
-    parser.add_argument("--out", required=True, type=user_path, metavar="DIR/VERSION", help="such as exports/digits/1")
-    parser.add_argument("--n0", type=int, default=100, help="samples to choose the class (default: 100)")
-    parser.add_argument("--n", type=int, default=1_000, help="samples to bound its probability (default: 1,000)")
-    parser.add_argument("--alpha", type=float, default=0.001, help="of a wrong certificate (default: 0.001)")
-    parser.add_argument("--n-predict", type=int, default=1_000, help="samples of a prediction (default: 1,000)")
-    parser.add_argument(
-        "--resize", action="store_true", help="serving_bytes resizes images of another size (default: refuses them)"
-    )
-    parser.add_argument("--max-samples", type=int, default=100_000, help="a request may ask for (default: 100,000)")
-    parser.add_argument(
-        "--data-dir", type=user_path, metavar="DIR", help="folder of prepared TFDS data sets (default: TFDS's own)"
-    )
-    return parser.parse_args(arguments)
+from covkeras.commands.export import main, parse
 
-
-def main(arguments=None) -> int:
-    flags = parse(arguments)
-
-    def program(stop):
-        defaults = Defaults(flags.n0, flags.n, flags.alpha, flags.n_predict, flags.max_samples, flags.resize)
-        folder = export_run(flags.run, Path(flags.out), jobs.Environment(flags.data_dir), defaults)
-        print(f"exported {folder}: .venv/bin/python serving/local.py {quoted(folder.parent.parent)}")
-
-    return cli.run(program)
-
+__all__ = ["main", "parse"]
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from covkeras.commands.main import COMMANDS
+
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
 
@@ -32,16 +34,40 @@ def test_links_and_code_of_a_page(page):
     assert page.stem == "index" or f"\n{page.stem}\n" in (DOCS / "index.md").read_text()
 
 
-def test_commands_in_the_pages_exist():
-    """Every program and every flag that a page or the README names."""
-    root = DOCS.parent
-    for page in [*PAGES, root / "README.md"]:
+PROGRAMS = {"run": "train", "local": "serve"}
+
+
+def flags_of(command: str, capsys) -> set[str]:
+    """The flags a command's own --help names."""
+    from covkeras.commands.main import main
+
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    return set(re.findall(r"(--[a-z][a-z0-9-]*)", capsys.readouterr().out))
+
+
+def test_commands_in_the_pages_exist(capsys):
+    """Every program, command and flag that a page or a README names, asked of its parser."""
+    root, found, known = DOCS.parent, 0, {}
+    pattern = r"(?:python ((?:training|serving|benchmarks)/\w+\.py)|(?<![\w./-])covkeras ([a-z][a-z-]+))([^\n`|]*)"
+    for page in [*PAGES, root / "README.md", root / "serving" / "README.md"]:
         text = page.read_text().replace("\\\n", " ")
-        for program, rest in re.findall(r"python ((?:training|serving|benchmarks)/\w+\.py)([^\n`]*)", text):
-            assert (root / program).exists(), f"{page.name}: {program}"
-            flags = set(re.findall(r"(--[a-z][a-z-]*)", rest)) - {"--help"}
-            source = (root / program).read_text() + (root / "covkeras" / "commands" / "cli.py").read_text()
-            fields = (root / "covkeras" / "experiments" / "recipe.py").read_text()
-            for flag in flags:
-                known = f'"{flag}"' in source or f"    {flag[2:].replace('-', '_')}: " in fields
-                assert known, f"{page.name}: {program} has no {flag}"
+        for program, command, rest in re.findall(pattern, text):
+            flags = set(re.findall(r"(?<= )(--[a-z][a-z0-9-]*)", rest))
+            if command and command not in COMMANDS:
+                assert not flags, f"{page.name}: covkeras {command}"
+                continue
+            if program:
+                assert (root / program).exists(), f"{page.name}: {program}"
+                name = Path(program).stem
+                command = PROGRAMS.get(name, name).replace("_", "-")
+            if program.startswith("benchmarks"):
+                options = set(re.findall(r'"(--[a-z][a-z0-9-]*)"', (root / program).read_text()))
+            else:
+                options = known.setdefault(command, None) or known.update({command: flags_of(command, capsys)})
+                options = known[command]
+            found += 1
+            for flag in flags - {"--help"}:
+                assert flag in options, f"{page.name}: {program or command} has no {flag}"
+    assert found > 20

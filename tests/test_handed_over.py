@@ -9,8 +9,8 @@ from keras import layers
 
 from covkeras import SmoothedClassifier, models
 from covkeras.certification import clopper_pearson_lower
-from covkeras.certification.confidence import least_samples
 from covkeras.runtime import devices
+from covkeras.runtime.validation import least_samples
 
 
 def dense(*before, classes=3, shape=(8, 8, 1), **head):

@@ -1,13 +1,10 @@
 """Image files have the same pixels in server, client, data sets and Pillow, or are refused with the reason."""
 
-import importlib.util
 import io
-import sys
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from kit import SERVING
 from PIL import Image
 
 from covkeras.datasets.decoding import decoded
@@ -15,14 +12,9 @@ from covkeras.datasets.decoding import decoded
 
 @pytest.fixture(scope="module")
 def client():
-    sys.path.insert(0, str(SERVING))
-    try:
-        spec = importlib.util.spec_from_file_location("serving_client", SERVING / "client.py")
-        program = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(program)
-        yield program
-    finally:
-        sys.path.remove(str(SERVING))
+    from covkeras.commands import client
+
+    return client
 
 
 def smooth(rng, mode="RGB"):

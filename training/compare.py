@@ -1,94 +1,13 @@
 """Compares methods: trains each on one recipe with one budget, certifies all on the same images with the same noise.
 
-A method is METHOD or METHOD:FIELD=VALUE,... with its authors' weights unless they are given. The table has certified
-accuracy, average certified radius, clean accuracy, and what a training step costs beside Gaussian augmentation's.
+The command `covkeras compare`, from a checkout: see covkeras/commands/compare.py.
 """
 
-import argparse
 import sys
-from pathlib import Path
 
-from covkeras.runtime import startup
+from covkeras.commands.compare import main, parse
 
-startup.quiet_tensorflow()
-
-from covkeras.commands import cli  # noqa: E402
-from covkeras.experiments import precision  # noqa: E402
-from covkeras.experiments.comparing import Comparison, Entry, Outcome  # noqa: E402
-from covkeras.experiments.runs import recorded_recipe  # noqa: E402
-from covkeras.reports.comparison import write_comparison_report  # noqa: E402
-from covkeras.runtime.files import held, user_path  # noqa: E402
-
-DEFAULT = ("gaussian_augmentation", "covariance_radius", "consistency", "adjoint_radius")
-EXAMPLES = """examples:
-  python training/compare.py                                            four methods on digits, in minutes
-  python training/compare.py --seeds 0 1 2 --out comparisons/seeds
-  python training/compare.py --seconds 60                               equal time instead of equal epochs
-  python training/compare.py --methods gaussian_augmentation consistency:lam=10 consistency:lam=10,antithetic=true
-  python training/compare.py --recipe mnist_protocol --data-dir DIR --sigma 0.5 --methods gaussian_augmentation \\
-      covariance_radius consistency adjoint_radius macer:epochs=24
-
-The same command resumes. More methods and seeds may be named later; what is done is not done again. The folder holds
-comparison.json, steps.json (the step times), runs/METHOD-seedN/ (each a run folder) and report/ (open index.html).
-"""
-
-
-def parse(arguments=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=cli.Formatter, allow_abbrev=False
-    )
-    parser.add_argument(
-        "--methods", nargs="+", default=list(DEFAULT), metavar="METHOD", help=f"default: {' '.join(DEFAULT)}"
-    )
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="SEED", help="default: 0")
-    parser.add_argument(
-        "--seconds", type=float, default=0.0, help="of training for each method (default: the recipe's epochs)"
-    )
-    parser.add_argument(
-        "--out", type=user_path, metavar="DIR", help="the comparison's folder (default: comparisons/RECIPE)"
-    )
-    cli.add_environment_flags(parser)
-    cli.add_recipe_flags(parser)
-    return parser.parse_args(arguments)
-
-
-def work(flags, stop) -> None:
-    recipe = cli.recipe_from(flags)
-    if flags.show:
-        return cli.show(flags, recipe)
-    out = Path(flags.out or Path("comparisons") / recipe.name)
-    recipe = precision.settled(recipe, recorded_recipe(out / "comparison.json"), on=flags.devices)
-    entries = [Entry.parse(text, recipe) for text in flags.methods]
-    for what, values in (("methods", flags.methods), ("seeds", flags.seeds)):
-        if len(set(values)) < len(values):
-            raise ValueError(f"{what} must differ, got {' '.join(map(str, values))}.")
-    environment = cli.environment_from(flags, stop)
-    comparison = Comparison(out, recipe, flags.seconds, environment)
-    comparison.claim(entries, flags.seeds)
-    with held(out):
-        run(comparison, entries, flags.seeds)
-
-
-def run(comparison: Comparison, entries, seeds) -> None:
-    """Times, trains and certifies what is not done yet, and reports."""
-    costs = comparison.costs(entries)
-    entries = [comparison.budgeted(e, costs) for e in entries]
-    done = {}
-    for seed in seeds:  # a whole table with one seed before the next begins
-        for entry in entries:
-            done[entry.label, seed] = comparison.run(entry, seed)
-    outcomes = []
-    for e in entries:
-        results, clean = zip(*(done[e.label, seed] for seed in seeds), strict=True)
-        outcomes.append(Outcome(e, results, clean, costs[e.label], comparison.epoch_seconds(e, costs)))
-    print(write_comparison_report(comparison, outcomes))
-    print(f"\nreport: {comparison.path / 'report' / 'index.html'}")
-
-
-def main(arguments=None) -> int:
-    flags = parse(arguments)
-    return cli.run(lambda stop: work(flags, stop))
-
+__all__ = ["main", "parse"]
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,82 +1,13 @@
 """Trains on labels of which a share is flipped to the next class, by several methods, and judges each on clean labels.
 
-The paper's Sec. 4.2 and Table 5: accuracy on the clean test images, averaged over the last 10 epochs. The paper's
-method trains on all labels as if clean and drops, from an epoch on, the classification loss of the images with the
-largest propagated radius; beside it plain cross-entropy and the truncated L_q loss.
+The command `covkeras noisy-labels`, from a checkout: see covkeras/commands/noisy_labels.py.
 """
 
-import argparse
 import sys
-from pathlib import Path
 
-from covkeras.runtime import startup
+from covkeras.commands.noisy_labels import main, parse
 
-startup.quiet_tensorflow()
-
-import numpy as np  # noqa: E402
-
-from covkeras.commands import cli  # noqa: E402
-from covkeras.experiments import fitting, precision  # noqa: E402
-from covkeras.experiments.runs import RunFolder  # noqa: E402
-from covkeras.reports import results as report  # noqa: E402
-from covkeras.runtime.files import user_path  # noqa: E402
-
-EXAMPLES = """examples:
-  python training/noisy_labels.py --recipe mnist --data-dir DIR --label-noise 0.45 --epochs 90
-  python training/noisy_labels.py --recipe cifar10 --smoke
-  python training/noisy_labels.py --recipe digits --label-noise 0.3 --methods cross_entropy truncated_lq
-
-Each method has a run folder in --run-dir; the same command resumes.
-"""
-METHODS = ("cross_entropy", "truncated_lq", "gaussian_augmentation", "covariance_radius", "covariance_radius+drop")
-
-
-def parse(arguments=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=cli.Formatter, allow_abbrev=False
-    )
-    parser.add_argument(
-        "--run-dir", type=user_path, metavar="DIR", help="folder of the runs (default: runs/noisy-RECIPE)"
-    )
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS, help="default: all")
-    parser.add_argument("--last", type=int, default=10, metavar="N", help="epochs to average over (default: 10)")
-    cli.add_environment_flags(parser)
-    cli.add_recipe_flags(parser)
-    return parser.parse_args(arguments)
-
-
-def recipes_of(recipe, methods):
-    """The recipe of each method. Dropping takes the paper's 10 % unless the recipe says otherwise."""
-    dropping = recipe.with_method("covariance_radius", drop_share=recipe.drop_share or 0.1)
-    plain = recipe.replace(drop_share=0.0)
-    return {m: dropping if m.endswith("+drop") else plain.with_method(m) for m in methods}
-
-
-def main(arguments=None) -> int:
-    flags = parse(arguments)
-
-    def program(stop):
-        recipe = cli.recipe_from(flags).replace(reference="none")
-        recipe = recipe if recipe.label_noise else recipe.replace(label_noise=0.45)
-        if flags.show:
-            return cli.show(flags, recipe)
-        folder = Path(flags.run_dir or f"runs/noisy-{recipe.name}")
-        environment = cli.environment_from(flags, stop)
-        fitting.load_training(recipe, environment)
-        rows = [["method", "clean test accuracy", "sd", "last epochs", "best epoch's"]]
-        for name, one in recipes_of(recipe, flags.methods).items():
-            place = RunFolder(folder / name)
-            one = precision.settled(one, place.recorded(), on=environment.devices)
-            place.claim(one)
-            fitting.train(one, place, environment, title=f"train {name}")
-            accuracy = np.array([float(row["clean_test_accuracy"]) for row in place.history()])
-            last = accuracy[-flags.last :]
-            rows.append([name, f"{last.mean():.3f}", f"{last.std():.3f}", str(len(last)), f"{accuracy.max():.3f}"])
-        (folder / "table.md").write_text(report.markdown(rows) + "\n")
-        print(report.plain(rows))
-
-    return cli.run(program)
-
+__all__ = ["main", "parse"]
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,122 +1,13 @@
 """Searches a recipe's fields, by default lam and r_max, for the largest certified radius on validation images.
 
-Trials are recipes, trained in run folders of their own and certified by Monte Carlo on the same images with the same
-noise; the test set is never touched. The same command resumes. The result is best_recipe.json, which run.py takes as it
-is, and a report with the trials, the baselines beside them and the spread over seeds.
-
-In parallel: one chief and any number of workers, the same command in each, told apart by the environment:
-  KERASTUNER_TUNER_ID=chief   KERASTUNER_ORACLE_IP=127.0.0.1 KERASTUNER_ORACLE_PORT=8000 python training/search.py ...
-  KERASTUNER_TUNER_ID=worker0 KERASTUNER_ORACLE_IP=127.0.0.1 KERASTUNER_ORACLE_PORT=8000 python training/search.py ...
-A worker that was killed takes its trial up again when it is started again with the same id.
+The command `covkeras search`, from a checkout: see covkeras/commands/search.py.
 """
 
-import argparse
-import contextlib
-import os
 import sys
-from pathlib import Path
 
-from covkeras.runtime import startup
+from covkeras.commands.search import main, parse
 
-startup.quiet_tensorflow()
-
-from covkeras.commands import cli  # noqa: E402
-from covkeras.experiments import precision, tuning  # noqa: E402
-from covkeras.experiments.runs import recorded_recipe  # noqa: E402
-from covkeras.experiments.tuning import CertifiedHyperModel, Objective, Range, Trial  # noqa: E402
-from covkeras.reports import results as report  # noqa: E402
-from covkeras.reports import search as tuning_report  # noqa: E402
-from covkeras.runtime.files import held, quoted, user_path, write_aside  # noqa: E402
-
-EXAMPLES = """examples:
-  python training/search.py --trials 12
-  python training/search.py --search lam=0:8 r_max=0:0.4 gamma=0.25:8:log --tuner bayesian --trials 30
-  python training/search.py --recipe mnist --data-dir DIR --tuner ablation --search lam=0,0.5,1,4 r_max=0,0.1,0.2,0.4
-  python training/search.py --search lam=0,1,4 noisy_mean=true,false --tuner grid --objective accuracy@0.5
-  python training/run.py --recipe searches/digits/best_recipe.json
-"""
-
-
-def parse(arguments=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=cli.Formatter, allow_abbrev=False
-    )
-    parser.add_argument(
-        "--search",
-        nargs="+",
-        default=["lam=0:8", "r_max=0:0.4"],
-        metavar="FIELD=RANGE",
-        help="LOW:HIGH, LOW:HIGH:log, or a list A,B,C, of any field of the recipe (default: lam=0:8 r_max=0:0.4)",
-    )
-    parser.add_argument("--tuner", default="bayesian", choices=tuning.TUNERS, help="default: bayesian")
-    parser.add_argument("--trials", type=int, default=12, help="at most (default: 12)")
-    parser.add_argument("--objective", default="acr", help="acr, or accuracy@RADIUS (default: acr)")
-    parser.add_argument("--tuner-seed", type=int, default=0, help="of the tuner's choices (default: 0)")
-    parser.add_argument("--seeds", type=int, default=3, help="trainings of the best and of the baselines (default: 3)")
-    parser.add_argument("--out", type=user_path, metavar="DIR", help="the search's folder (default: searches/RECIPE)")
-    cli.add_environment_flags(parser)
-    cli.add_recipe_flags(parser)
-    return parser.parse_args(arguments)
-
-
-def show_progress(tuner, hypermodel) -> None:
-    """Prints the trials' table after each of them, in the process that knows them all."""
-    oracle, end = tuner.oracle, tuner.oracle.end_trial
-
-    def end_trial(trial):
-        end(trial)
-        trials = tuning.trials_of(oracle, hypermodel)
-        print(f"\n{report.plain(tuning_report.trials_table(trials, hypermodel.objective.text))}", flush=True)
-
-    oracle.end_trial = end_trial
-
-
-def work(flags, stop) -> None:
-    recipe = cli.recipe_from(flags)
-    if flags.show:
-        return cli.show(flags, recipe)
-    space, objective = [Range.parse(text) for text in flags.search], Objective(flags.objective)
-    folder = Path(flags.out or Path("searches") / recipe.name)
-    recipe = precision.settled(recipe, recorded_recipe(folder / "search.json"), on=flags.devices)
-    hypermodel = CertifiedHyperModel(recipe, space, folder, objective, cli.environment_from(flags, stop))
-    worker = "KERASTUNER_ORACLE_IP" in os.environ and "chief" not in os.environ["KERASTUNER_TUNER_ID"]
-    tuning.check_tuner(hypermodel, flags.tuner, flags.trials, flags.tuner_seed)
-    tuning.claim(hypermodel, flags.tuner, flags.tuner_seed)
-    # Workers share the folder with their chief.
-    with contextlib.nullcontext() if worker else held(folder):
-        if not worker:
-            tuning.set_damage_aside(folder / "trials")
-        tuner = tuning.make_tuner(hypermodel, flags.tuner, flags.trials, flags.tuner_seed)
-        if not worker:
-            show_progress(tuner, hypermodel)
-        tuner.search(verbose=0)
-        if not worker:
-            finish(hypermodel, tuning.trials_of(tuner.oracle, hypermodel), flags.seeds)
-
-
-def finish(hypermodel, trials, seeds: int) -> None:
-    """Trains the baselines, and the best and them with other seeds; writes best_recipe.json and the report."""
-    done = [t for t in trials if t.score is not None]
-    if not done:
-        raise ValueError("every trial failed: lower the learning rate, or narrow the search.")
-    best = done[0].recipe
-    source = f"search of {', '.join(o.field for o in hypermodel.space)} from {hypermodel.recipe.name}"
-    result = best.replace(name=f"{hypermodel.recipe.name}-best", source=source)
-    write_aside(hypermodel.folder / "best_recipe.json", lambda aside: aside.write_text(result.to_json()))
-    plain = tuning.baselines(hypermodel.recipe)
-    beside = [Trial(name, recipe, hypermodel.score(recipe), "baseline") for name, recipe in plain.items()]
-    spread = {
-        name: tuning.over_seeds(hypermodel, recipe, seeds) for name, recipe in {"best": best, **plain}.items() if seeds
-    }
-    print(f"\n{tuning_report.write_search_report(hypermodel.folder / 'report', hypermodel, trials, beside, spread)}")
-    print(f"\nreport: {hypermodel.folder / 'report' / 'index.html'}")
-    print(f"best: .venv/bin/python training/run.py --recipe {quoted(hypermodel.folder / 'best_recipe.json')}")
-
-
-def main(arguments=None) -> int:
-    flags = parse(arguments)
-    return cli.run(lambda stop: work(flags, stop))
-
+__all__ = ["main", "parse"]
 
 if __name__ == "__main__":
     sys.exit(main())

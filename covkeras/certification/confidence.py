@@ -5,8 +5,6 @@ its betainc is wrong by up to a factor of 3. Nor is tensorflow-probability's `be
 by up to 3 %, on the unsafe side, where a bisection on betainc is below the exact bound by construction.
 """
 
-import math
-
 import numpy as np
 import tensorflow as tf
 
@@ -70,31 +68,6 @@ def _bound(k, n, alpha):
 
 
 _compiled_bound = tf.function(_bound, reduce_retracing=True)
-
-
-def least_samples(alpha: float) -> int:
-    """Returns the fewest samples that can certify anything: with every vote for the class, the bound alpha^(1 / n) must
-    exceed 1/2, n > log2(1 / alpha)."""
-    return math.floor(-math.log2(alpha * (1.0 - _MARGIN))) + 1
-
-
-def check_enough(name: str, n: int, alpha: float) -> None:
-    """Refuses so few samples that every image would be abstained on, whatever the votes."""
-    least = least_samples(alpha)
-    if n < least:
-        raise ValueError(
-            f"{name} must be at least {least} at alpha {alpha:g}, got {n}: with fewer samples even unanimous votes "
-            "certify nothing, and every image would be abstained on."
-        )
-
-
-def check_enough_to_predict(name: str, n: int, alpha: float) -> None:
-    """Refuses so few samples that a two-sided binomial test at alpha abstains on unanimous votes, 2 / 2^n > alpha."""
-    if 2.0 * 0.5**n > alpha:
-        raise ValueError(
-            f"{name} must be at least {math.ceil(1 - math.log2(alpha))} at alpha {alpha:g}, got {n}: with fewer "
-            "samples even unanimous votes can't tell the top two classes apart, and every image would be abstained on."
-        )
 
 
 def certified_radius(p_lower, sigma: float):

@@ -11,13 +11,7 @@ import scipy.stats
 import tensorflow as tf
 
 from covkeras.certification.certificates import ABSTAIN, Certificates, Predictions, RadiusDecisions
-from covkeras.certification.confidence import (
-    MAX_TRIALS,
-    certified_radius,
-    check_enough,
-    check_enough_to_predict,
-    clopper_pearson_lower,
-)
+from covkeras.certification.confidence import MAX_TRIALS, certified_radius, clopper_pearson_lower
 from covkeras.certification.deciding import certify_to_each, decide_each
 from covkeras.certification.noise import ESTIMATION, PREDICTION, SELECTION, check_seed, make_noise
 from covkeras.certification.voting import PRECISIONS, Ballot, rebuilt
@@ -27,6 +21,8 @@ from covkeras.runtime.validation import (
     check_choice,
     check_classifier,
     check_count,
+    check_enough,
+    check_enough_to_predict,
     check_fixed_size,
     check_images,
     check_sigma,

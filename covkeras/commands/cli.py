@@ -7,8 +7,9 @@ import sys
 from collections.abc import Callable
 
 from covkeras.experiments import recipes
-from covkeras.experiments.jobs import Environment
+from covkeras.experiments.environment import Environment
 from covkeras.experiments.recipes import Recipe
+from covkeras.runtime import startup
 from covkeras.runtime.files import user_path
 from covkeras.runtime.interrupts import Interrupted, Interrupts
 from covkeras.runtime.validation import check_between
@@ -82,6 +83,7 @@ def show(arguments: argparse.Namespace, recipe: Recipe) -> None:
 
 def run(program: Callable[[Interrupts], None], resume: str = "") -> int:
     """Runs a program with Ctrl-C caught; expected errors end in one line and exit code 2, stops in 128 + signal."""
+    startup.quiet_tensorflow()
     try:
         with Interrupts() as stop:
             program(stop)

@@ -1,7 +1,7 @@
 """From a recipe to a folder with its results: what the programs do, without their command lines.
 
     recipe, recipes     every hyperparameter of a run; the named ones
-    runs, jobs          a run's folder; the certification job, and what jobs need besides a recipe
+    runs, jobs          a run's folder; the certification job; environment, what jobs need besides a recipe
     fitting             the training job; `distributed` on several machines, `precision` by the device
     comparing           methods against each other
     tuning              keras-tuner over any fields of a recipe; `tuning_space` what varies

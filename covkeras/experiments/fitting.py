@@ -4,10 +4,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from covkeras import models
 from covkeras.datasets.labels import pair_flip
 from covkeras.experiments.jobs import Environment, progress_bar
 from covkeras.experiments.precision import settled, warn_if_slow
-from covkeras.experiments.recipes import MODELS, Recipe
+from covkeras.experiments.recipes import Recipe
 from covkeras.experiments.runs import RunFolder
 from covkeras.runtime import devices
 from covkeras.runtime.files import write_aside
@@ -23,7 +24,7 @@ def build_classifier(recipe: Recipe, data):
     keras.config.set_dtype_policy(settled(recipe, report=lambda text: None).precision)
     try:
         keras.utils.set_random_seed(recipe.seed)
-        return MODELS[recipe.model](input_shape=data.image_shape, num_classes=len(data.class_names))
+        return getattr(models, recipe.model)(input_shape=data.image_shape, num_classes=len(data.class_names))
     finally:
         keras.config.set_dtype_policy(before)
 

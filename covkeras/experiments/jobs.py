@@ -1,6 +1,5 @@
 """What a job needs besides its recipe; the certification job. Jobs resume where they stopped when called again."""
 
-import dataclasses
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -8,34 +7,16 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from covkeras import datasets
 from covkeras.certification import records
 from covkeras.certification.certificates import average_certified_radius
 from covkeras.certification.logs import CertificateFile, read_certificates, sorted_certificates
 from covkeras.certification.smoothing import SmoothedClassifier
+from covkeras.experiments.environment import Environment
 from covkeras.experiments.recipes import Recipe
 from covkeras.experiments.runs import RunFolder
 from covkeras.runtime import devices
 from covkeras.runtime.interrupts import Interrupted
 from covkeras.runtime.validation import check_fits, check_labels
-
-
-@dataclasses.dataclass(frozen=True)
-class Environment:
-    """Where and how a job runs: what changes none of its results.
-
-    data_dir: the folder of prepared TFDS data sets. devices: "auto", "cpu" or a number. minutes: between checkpoints
-    within an epoch. stop: () -> bool, asked after every step and image.
-    """
-
-    data_dir: str | None = None
-    devices: str = "auto"
-    minutes: float = 10.0
-    stop: Callable[[], bool] = lambda: False
-
-    def load(self, recipe: Recipe, split: str):
-        """Loads a split of the recipe's data."""
-        return datasets.load(recipe.data, split, self.data_dir, recipe.image_size)
 
 
 def progress_bar(**kwargs):

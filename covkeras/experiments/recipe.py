@@ -5,17 +5,27 @@ import hashlib
 import json
 import math
 
-from covkeras import models, objectives
-from covkeras.certification.confidence import check_enough
-from covkeras.certification.noise import NOISES
-from covkeras.certification.voting import PRECISIONS as CERTIFIED_PRECISIONS
 from covkeras.datasets.augmentation import AUGMENTATIONS
-from covkeras.objectives import adjoint_radius
-from covkeras.runtime.validation import check_between, check_choice, check_count
+from covkeras.runtime.validation import check_between, check_choice, check_count, check_enough
 
-MODELS = {"lenet": models.lenet, "lenet_5x5": models.lenet_5x5, "preact_resnet18": models.preact_resnet18}
+# Names alone, so that a recipe, and a command's --help, is there at once; a test holds them against what they name.
+MODELS = ("lenet", "lenet_5x5", "preact_resnet18")
+METHODS = (
+    *("gaussian_augmentation", "covariance_radius", "adjoint_radius", "macer", "consistency"),
+    *("cross_entropy", "truncated_lq"),
+)
+RADIUS_LOSSES, CLASSIFY_ON, GATES = ("hinge", "probit"), ("copy", "mean"), ("calibrated", "propagated")
+NOISES = ("lattice", "gaussian")
+CERTIFIED_PRECISIONS = ("float32", "bfloat16", "float16")
+TUNERS = ("random", "bayesian", "hyperband", "grid", "ablation")
 PRECISIONS = ("auto", "float32", "mixed_bfloat16", "mixed_float16")
-METHODS = tuple(objectives.METHODS)
+
+
+def objective_kind(method: str):
+    """Returns the class of a method's objective."""
+    from covkeras import objectives
+
+    return objectives.METHODS[check_choice("method", method, METHODS)]
 
 
 def _field(default, help_text: str, **limits):
@@ -37,7 +47,7 @@ class Recipe:
     name: str = _field("digits", "the recipe's name")
     source: str = _field("", "where its values come from")
     data: str = _field("digits", "data set")
-    model: str = _field("lenet", "classifier", choices=tuple(MODELS))
+    model: str = _field("lenet", "classifier", choices=MODELS)
     method: str = _field("covariance_radius", "what training minimises", choices=METHODS)
     reference: str = _field(
         "gaussian_augmentation", "method trained beside it for comparison", choices=(*METHODS, "none")
@@ -54,16 +64,16 @@ class Recipe:
     num_copies: int = _count(0, "noisy copies of macer (0 = 16) and consistency (0 = 2)", 0)
     eta: float = _number(0.5, "weight of consistency's entropy", 0, closed="left")
     antithetic: bool = _field(False, "the two copies of consistency are x + eps and x - eps")
-    radius_loss: str = _field("hinge", "adjoint_radius's loss of the radius", choices=adjoint_radius.RADIUS_LOSSES)
+    radius_loss: str = _field("hinge", "adjoint_radius's loss of the radius", choices=RADIUS_LOSSES)
     classify_on: str = _field(
         "copy",
         "adjoint_radius's cross-entropy: a noisy copy, or the propagated mean",
-        choices=adjoint_radius.CLASSIFY_ON,
+        choices=CLASSIFY_ON,
     )
     gates: str = _field(
         "calibrated",
         "adjoint_radius's gates: measured on the copy at hand, or propagated",
-        choices=adjoint_radius.GATES,
+        choices=GATES,
     )
     sampled_share: float = _number(0.0, "share of the noise adjoint_radius samples, not propagates", 0, 1, "both")
     radius_every: int = _count(1, "adjoint_radius estimates the radius of every k-th image of a batch")
@@ -103,7 +113,7 @@ class Recipe:
     certify_n0: int = _count(100, "samples to choose the class")
     certify_n: int = _count(10_000, "samples to bound its probability", high=10_000_000)
     certify_alpha: float = _number(0.001, "probability that a certificate is wrong", 0, 1)
-    certify_noise: str = _field("lattice", "noise of certification: exact, or float32's", choices=tuple(NOISES))
+    certify_noise: str = _field("lattice", "noise of certification: exact, or float32's", choices=NOISES)
     certify_shared_noise: bool = _field(False, "one stream of noise for all images: faster, correlated errors")
     certify_precision: str = _field(
         "own", "arithmetic of the certified classifier; own = as trained", choices=("own", *CERTIFIED_PRECISIONS)
@@ -128,9 +138,7 @@ class Recipe:
         other = self.replace(**changes)
         if method == self.method:
             return other
-        own = objectives.METHODS[check_choice("method", method, METHODS)].published(
-            other.data, other.sigma, other.epochs, other.switch_epoch
-        )
+        own = objective_kind(method).published(other.data, other.sigma, other.epochs, other.switch_epoch)
         # What a method publishes nothing about is as it was before there was a method to tune.
         own = {"lam": 4.0, "gamma": 8.0, "switch_epoch": 0, "noisy_mean": False, **own} if own else {}
         return self.replace(**{"method": method, **own, **changes})
@@ -172,7 +180,7 @@ class Recipe:
     def objective(self, method: str | None = None):
         """Builds the objective of `method` (by default the recipe's own) from the fields it takes."""
         method = method or self.method
-        kind = objectives.METHODS[method]
+        kind = objective_kind(method)
         return kind(**{name: getattr(self, name) for name in kind.hyperparameters()})
 
 

@@ -9,14 +9,13 @@ import keras_tuner as kt
 import numpy as np
 
 from covkeras.experiments import fitting, jobs
+from covkeras.experiments.recipe import TUNERS
 from covkeras.experiments.recipes import Recipe, scaled
 from covkeras.experiments.runs import RunFolder, claim_record
 from covkeras.experiments.tuning_space import Objective, Range
 from covkeras.runtime.devices import strategy
 from covkeras.runtime.interrupts import Interrupted
 from covkeras.runtime.validation import check_between, check_choice, check_count
-
-TUNERS = ("random", "bayesian", "hyperband", "grid", "ablation")
 
 
 class _Halt(Interrupted, kt.errors.FatalError):

@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from covkeras.certification.certificates import ABSTAIN
-from covkeras.certification.confidence import MAX_TRIALS, check_enough, check_enough_to_predict
+from covkeras.certification.confidence import MAX_TRIALS
 from covkeras.certification.records import classifier_digest
 from covkeras.certification.smoothing import SmoothedClassifier
 from covkeras.datasets.decoding import decoded as decoded_image
@@ -24,7 +24,14 @@ from covkeras.moments.adjoint import adjoint_margin, calibrate_gates
 from covkeras.moments.gaussian import margin
 from covkeras.moments.gradients import automatic
 from covkeras.moments.network import MomentNetwork
-from covkeras.runtime.validation import check_alpha, check_count, check_weights, probe_images
+from covkeras.runtime.validation import (
+    check_alpha,
+    check_count,
+    check_enough,
+    check_enough_to_predict,
+    check_weights,
+    probe_images,
+)
 
 METADATA = "metadata.json"
 _LIBRARIES = ("tensorflow", "keras", "numpy", "covkeras")

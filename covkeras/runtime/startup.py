@@ -4,6 +4,9 @@ import os
 import sys
 import tempfile
 
+# Whether it was done in this process.
+_quiet = False
+
 
 def quiet_tensorflow(logical_cpus: int = 1) -> None:
     """Imports TensorFlow with its start-up messages held back; a failing import still prints them.
@@ -14,6 +17,10 @@ def quiet_tensorflow(logical_cpus: int = 1) -> None:
     Args:
         logical_cpus: split the CPU into so many devices, to try several replicas on one machine.
     """
+    global _quiet
+    if _quiet:
+        return
+    _quiet = True
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     sys.stderr.flush()
     saved = os.dup(2)

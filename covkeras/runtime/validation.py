@@ -3,7 +3,6 @@
 import math
 import weakref
 
-import keras
 import numpy as np
 
 
@@ -37,6 +36,35 @@ def check_r_max(r_max) -> float:
 def check_alpha(alpha) -> float:
     why = "alpha is the probability that a certificate is wrong; the field uses 0.001."
     return check_between("alpha", alpha, 0, 1, why=why)
+
+
+# `certification.confidence` bounds at an alpha less by this.
+_BOUND_MARGIN = 1e-7
+
+
+def least_samples(alpha: float) -> int:
+    """Returns the fewest samples that can certify anything: with every vote for the class, the bound alpha^(1 / n) must
+    exceed 1/2, n > log2(1 / alpha)."""
+    return math.floor(-math.log2(alpha * (1.0 - _BOUND_MARGIN))) + 1
+
+
+def check_enough(name: str, n: int, alpha: float) -> None:
+    """Refuses so few samples that every image would be abstained on, whatever the votes."""
+    least = least_samples(alpha)
+    if n < least:
+        raise ValueError(
+            f"{name} must be at least {least} at alpha {alpha:g}, got {n}: with fewer samples even unanimous votes "
+            "certify nothing, and every image would be abstained on."
+        )
+
+
+def check_enough_to_predict(name: str, n: int, alpha: float) -> None:
+    """Refuses so few samples that a two-sided binomial test at alpha abstains on unanimous votes, 2 / 2^n > alpha."""
+    if 2.0 * 0.5**n > alpha:
+        raise ValueError(
+            f"{name} must be at least {math.ceil(1 - math.log2(alpha))} at alpha {alpha:g}, got {n}: with fewer "
+            "samples even unanimous votes can't tell the top two classes apart, and every image would be abstained on."
+        )
 
 
 def check_count(name: str, value, low: int = 1, high: int | None = None) -> int:
@@ -140,6 +168,8 @@ def check_classifier(classifier) -> None:
             f"classifier must end in logits of shape (batch, classes >= 2), got {tuple(outputs[0].shape)}. "
             "For two classes use Dense(2)."
         )
+    import keras
+
     if not isinstance(classifier, keras.Sequential) and isinstance(classifier.input, (dict, list, tuple)):
         raise ValueError(
             f"classifier must take one image tensor, but it takes a {type(classifier.input).__name__} of one. Wrap it: "
@@ -213,6 +243,8 @@ def probe_images(classifier) -> np.ndarray:
 
 def _check_answers(classifier) -> None:
     """Looks at what the classifier answers to a probe: a tensor of logits, not of probabilities."""
+    import keras
+
     if _ANSWERED.get(classifier):
         return
     images = probe_images(classifier)

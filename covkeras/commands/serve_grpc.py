@@ -4,7 +4,6 @@ import functools
 
 import grpc
 import tensorflow as tf
-from local_models import STATUSES, Models, invalid, message_of
 from tensorflow_serving.apis import (
     get_model_metadata_pb2,
     get_model_status_pb2,
@@ -12,6 +11,8 @@ from tensorflow_serving.apis import (
     predict_pb2,
     prediction_service_pb2_grpc,
 )
+
+from covkeras.commands.serve_models import STATUSES, Models, invalid, message_of
 
 
 def answering(method):

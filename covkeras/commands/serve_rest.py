@@ -9,8 +9,9 @@ import numpy as np
 import tensorflow as tf
 from aiohttp import web
 from google.protobuf import json_format
-from local_grpc import signature_map
-from local_models import STATUSES, Models, invalid, message_of
+
+from covkeras.commands.serve_grpc import signature_map
+from covkeras.commands.serve_models import STATUSES, Models, invalid, message_of
 
 PAGE = Path(__file__).with_name("page.html")
 MAX_BODY = 32 * 2**20

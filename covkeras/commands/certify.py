@@ -1,0 +1,175 @@
+"""Certifies any Keras classifier file on any data set, image by image, and resumes by itself.
+
+At a fixed number of samples (Cohen), or sequentially: with --radius until one radius is decided, with --tolerance until
+the radius is precise enough. Each finished image is one line on the disk. A sidecar FILE.json says what made the file:
+classifier, data set, sigma, n, alpha, seed, noise, precision, library versions; a file is resumed, and shards are
+merged, only with the same.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from covkeras import datasets
+from covkeras.commands import cli
+from covkeras.experiments.recipe import CERTIFIED_PRECISIONS, NOISES
+from covkeras.runtime.files import user_path
+from covkeras.runtime.interrupts import Interrupted
+from covkeras.runtime.later import Later
+from covkeras.runtime.validation import check_count
+
+certification = Later("covkeras.certification")
+deciding = Later("covkeras.certification.deciding")
+devices = Later("covkeras.runtime.devices")
+jobs = Later("covkeras.experiments.jobs")
+keras = Later("keras")
+precision = Later("covkeras.experiments.precision")
+records = Later("covkeras.certification.records")
+report = Later("covkeras.reports.results")
+sequential = Later("covkeras.certification.sequential")
+
+EXAMPLES = """examples:
+  covkeras certify runs/digits/classifier.keras --data digits --sigma 0.25 --out digits.tsv
+  covkeras certify mine.keras --data cifar10 --data-dir DIR --sigma 0.5 --skip 20 --n 100000 --out mine.tsv
+  covkeras certify mine.keras --data mnist --data-dir DIR --sigma 0.5 --shard 3/8 --out shard3.tsv
+  covkeras certify mine.keras --data mnist --data-dir DIR --sigma 0.5 --radius 0.5 --precision bfloat16
+  covkeras certify mine.keras --data mnist --data-dir DIR --sigma 0.5 --tolerance 0.05 --out to.tsv
+  covkeras certify --merge whole.tsv shard*.tsv
+"""
+
+
+def parse(arguments=None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=cli.Formatter, allow_abbrev=False
+    )
+    parser.add_argument(
+        "files", nargs="+", metavar="FILE", type=user_path, help="the classifier (.keras); with --merge the shards"
+    )
+    parser.add_argument("--merge", metavar="OUT", type=user_path, help="merge shards into OUT instead of certifying")
+    parser.add_argument(
+        "--out", metavar="FILE", type=user_path, help="certificates, appended to (default: certificates.tsv)"
+    )
+    parser.add_argument("--data", default="digits", help="data set (default: digits)")
+    parser.add_argument(
+        "--data-dir", metavar="DIR", type=user_path, help="of prepared TFDS data sets (default: TFDS's own)"
+    )
+    parser.add_argument("--image-size", type=int, default=0, help="resize to so many pixels (default: as stored)")
+    parser.add_argument("--split", default="test", choices=datasets.SPLITS, help="default: test")
+    parser.add_argument("--sigma", type=float, help="noise level in [0, 1] pixel units")
+    parser.add_argument("--n0", type=int, default=100, help="samples to choose the class (default: 100)")
+    parser.add_argument("--n", type=int, default=100_000, help="samples to bound its probability (default: 100,000)")
+    parser.add_argument(
+        "--alpha", type=float, default=0.001, help="probability of a wrong certificate (default: 0.001)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
+    parser.add_argument("--noise", default="lattice", choices=NOISES, help="exact, or float32's (default: lattice)")
+    parser.add_argument("--shared-noise", action="store_true", help="one stream of noise for all images: faster")
+    parser.add_argument(
+        "--precision",
+        choices=CERTIFIED_PRECISIONS,
+        help="of the layers but the last: another classifier (default: its own)",
+    )
+    parser.add_argument("--devices", default="auto", help="auto (all GPUs, or the CPU), cpu, or a number of devices")
+    parser.add_argument("--radius", type=float, help="decide this radius only, sequentially, with up to --n samples")
+    parser.add_argument("--tolerance", type=float, help="stop when a radius is this precise, with up to --n samples")
+    parser.add_argument("--batch", type=int, default=None, help="noisy copies per pass (default: by the image's size)")
+    parser.add_argument("--start", type=int, default=0, help="first image (default: 0)")
+    parser.add_argument("--max", type=int, default=None, help="stop before this image (default: the end)")
+    parser.add_argument("--skip", type=int, default=1, help="certify every so manieth image (default: 1)")
+    parser.add_argument(
+        "--shard", default="0/1", metavar="I/N", help="the I-th of N equal parts, from 0 (default: 0/1)"
+    )
+    return parser.parse_args(arguments)
+
+
+def chosen(flags, count: int) -> np.ndarray:
+    """The images' numbers in their data set."""
+    check_count("start", flags.start, 0)
+    check_count("skip", flags.skip)
+    part, _, parts = flags.shard.partition("/")
+    if not (part.isdigit() and parts.isdigit() and int(part) < int(parts)):
+        raise ValueError(f"shard must be I/N with 0 <= I < N, such as 0/8, got {flags.shard!r}.")
+    end = count if flags.max is None else min(check_count("max", flags.max), count)
+    indices = np.arange(flags.start, end, flags.skip)[int(part) :: int(parts)]
+    if not len(indices):
+        raise ValueError(
+            f"no image is left to certify: start {flags.start}, max {end}, skip {flags.skip}, shard {flags.shard} of "
+            f"{count} images. Lower --start, or raise --max."
+        )
+    return indices
+
+
+def work_on(smoothed, flags):
+    """(images, indices) -> the certificates as (position, Certificates): at fixed n, to a precision, or one radius."""
+    budget = {"alpha": flags.alpha, "n0": flags.n0, "seed": flags.seed}
+
+    def work(images, indices) -> Iterator:
+        if flags.radius is not None:
+            decisions = deciding.decide_each(smoothed, images, flags.radius, max_n=flags.n, indices=indices, **budget)
+            p0 = sequential.required_probability(flags.radius, flags.sigma)
+            return ((position, decision.as_certificates(p0)) for position, decision in decisions)
+        if flags.tolerance is not None:
+            return deciding.certify_to_each(smoothed, images, flags.tolerance, max_n=flags.n, indices=indices, **budget)
+        return enumerate(smoothed.certify_each(images, n=flags.n, indices=indices, **budget))
+
+    return work
+
+
+def certify(flags, stop) -> None:
+    if len(flags.files) != 1 or flags.sigma is None:
+        raise ValueError("give one classifier file and --sigma, or --merge OUT and the shards.")
+    if flags.radius is not None and flags.tolerance is not None:
+        raise ValueError("give --radius or --tolerance, not both: one decides a radius, the other measures it.")
+    classifier = keras.models.load_model(flags.files[0], compile=False)
+    strategy = devices.strategy(flags.devices)
+    strategy = strategy if strategy.num_replicas_in_sync > 1 else None
+    smoothed = certification.SmoothedClassifier(
+        classifier, flags.sigma, flags.batch, flags.noise, flags.shared_noise, flags.precision, strategy
+    )
+    if flags.precision and f"mixed_{flags.precision}" != devices.best_precision()[0] and flags.precision != "float32":
+        size = smoothed.batch_size
+        factor = precision.slowdown(*(precision.pass_of(c, size) for c in (smoothed.classifier, classifier)))
+        if factor > 1.1:
+            print(
+                f"warning: {flags.precision} is {factor:.1f} times slower than the classifier's own precision on this "
+                "device, which has no units for it (two batches measured).",
+                file=sys.stderr,
+            )
+    data = datasets.load(flags.data, flags.split, flags.data_dir, flags.image_size)
+    data = data.head(min(flags.max or len(data), len(data)))
+    indices = chosen(flags, len(data))
+    out = Path(flags.out or "certificates.tsv")
+    names = ("data", "split", "image_size", "n0", "n", "alpha", "seed", "radius", "tolerance")
+    what = {name: getattr(flags, name) for name in names}
+    jobs.certify_images(smoothed, data, indices, out, what, work_on(smoothed, flags), stop, "certify", flags.radius)
+    _, labels, certificates = certification.read_certificates(out)
+    if flags.radius is None:
+        print(report.plain(report.accuracy_table([report.Result(records.log_name(out), labels, certificates)])))
+    else:
+        share = certification.certified_accuracy(certificates, labels, [flags.radius])[0]
+        print(f"certified at {flags.radius:g}: {share:.3f} of {len(labels)}, {certificates.samples.mean():.0f} samples")
+    void = int(certificates.void.sum())
+    if void:
+        print(f"void: {void} of {int(certificates.samples.sum())} votes, by NaN logits or noise in doubt")
+
+
+def main(arguments=None) -> int:
+    flags = parse(arguments)
+
+    def program(stop):
+        if flags.merge:
+            count = records.merge(flags.files, flags.merge)
+            print(f"{flags.merge}: {count} certificates of {len(flags.files)} files")
+        else:
+            certify(flags, stop)
+        if stop():
+            raise Interrupted
+
+    return cli.run(program)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

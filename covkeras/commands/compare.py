@@ -1,0 +1,92 @@
+"""Compares methods: trains each on one recipe with one budget, certifies all on the same images with the same noise.
+
+A method is METHOD or METHOD:FIELD=VALUE,... with its authors' weights unless they are given. The table has certified
+accuracy, average certified radius, clean accuracy, and what a training step costs beside Gaussian augmentation's.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from covkeras.commands import cli
+from covkeras.experiments.runs import recorded_recipe
+from covkeras.runtime.files import held, user_path
+from covkeras.runtime.later import Later
+
+comparing = Later("covkeras.experiments.comparing")
+comparison_report = Later("covkeras.reports.comparison")
+precision = Later("covkeras.experiments.precision")
+
+DEFAULT = ("gaussian_augmentation", "covariance_radius", "consistency", "adjoint_radius")
+EXAMPLES = """examples:
+  covkeras compare                                            four methods on digits, in minutes
+  covkeras compare --seeds 0 1 2 --out comparisons/seeds
+  covkeras compare --seconds 60                               equal time instead of equal epochs
+  covkeras compare --methods gaussian_augmentation consistency:lam=10 consistency:lam=10,antithetic=true
+  covkeras compare --recipe mnist_protocol --data-dir DIR --sigma 0.5 --methods gaussian_augmentation \\
+      covariance_radius consistency adjoint_radius macer:epochs=24
+
+The same command resumes. More methods and seeds may be named later; what is done is not done again. The folder holds
+comparison.json, steps.json (the step times), runs/METHOD-seedN/ (each a run folder) and report/ (open index.html).
+"""
+
+
+def parse(arguments=None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=cli.Formatter, allow_abbrev=False
+    )
+    parser.add_argument(
+        "--methods", nargs="+", default=list(DEFAULT), metavar="METHOD", help=f"default: {' '.join(DEFAULT)}"
+    )
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="SEED", help="default: 0")
+    parser.add_argument(
+        "--seconds", type=float, default=0.0, help="of training for each method (default: the recipe's epochs)"
+    )
+    parser.add_argument(
+        "--out", type=user_path, metavar="DIR", help="the comparison's folder (default: comparisons/RECIPE)"
+    )
+    cli.add_environment_flags(parser)
+    cli.add_recipe_flags(parser)
+    return parser.parse_args(arguments)
+
+
+def work(flags, stop) -> None:
+    recipe = cli.recipe_from(flags)
+    if flags.show:
+        return cli.show(flags, recipe)
+    out = Path(flags.out or Path("comparisons") / recipe.name)
+    recipe = precision.settled(recipe, recorded_recipe(out / "comparison.json"), on=flags.devices)
+    entries = [comparing.Entry.parse(text, recipe) for text in flags.methods]
+    for what, values in (("methods", flags.methods), ("seeds", flags.seeds)):
+        if len(set(values)) < len(values):
+            raise ValueError(f"{what} must differ, got {' '.join(map(str, values))}.")
+    environment = cli.environment_from(flags, stop)
+    comparison = comparing.Comparison(out, recipe, flags.seconds, environment)
+    comparison.claim(entries, flags.seeds)
+    with held(out):
+        run(comparison, entries, flags.seeds)
+
+
+def run(comparison: "comparing.Comparison", entries, seeds) -> None:
+    """Times, trains and certifies what is not done yet, and reports."""
+    costs = comparison.costs(entries)
+    entries = [comparison.budgeted(e, costs) for e in entries]
+    done = {}
+    for seed in seeds:  # a whole table with one seed before the next begins
+        for entry in entries:
+            done[entry.label, seed] = comparison.run(entry, seed)
+    outcomes = []
+    for e in entries:
+        results, clean = zip(*(done[e.label, seed] for seed in seeds), strict=True)
+        outcomes.append(comparing.Outcome(e, results, clean, costs[e.label], comparison.epoch_seconds(e, costs)))
+    print(comparison_report.write_comparison_report(comparison, outcomes))
+    print(f"\nreport: {comparison.path / 'report' / 'index.html'}")
+
+
+def main(arguments=None) -> int:
+    flags = parse(arguments)
+    return cli.run(lambda stop: work(flags, stop))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

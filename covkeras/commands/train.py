@@ -1,0 +1,123 @@
+"""Trains, certifies and reports: the paper's method beside a reference, in one run folder."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from covkeras.commands import cli
+from covkeras.experiments.environment import Environment
+from covkeras.experiments.runs import RunFolder
+from covkeras.runtime.files import quoted, user_path
+from covkeras.runtime.later import Later
+
+devices = Later("covkeras.runtime.devices")
+diagnostics = Later("covkeras.diagnostics")
+distributed = Later("covkeras.experiments.distributed")
+exported = Later("covkeras.experiments.exported")
+fitting = Later("covkeras.experiments.fitting")
+jobs = Later("covkeras.experiments.jobs")
+moments = Later("covkeras.moments")
+precision = Later("covkeras.experiments.precision")
+report = Later("covkeras.reports.results")
+
+EXAMPLES = """examples:
+  covkeras train                                     digits, in minutes
+  covkeras train --sigma 0.5 --run-dir runs/half
+  covkeras train --recipe mnist --data-dir ~/tensorflow_datasets --sigma 0.5
+  covkeras train --recipe cifar10 --smoke            any recipe, in minutes
+  covkeras train --method gaussian_augmentation --reference none
+  covkeras train --recipe runs/digits/recipe.json --lam 2 --run-dir runs/lam2
+
+The same command resumes a run that was stopped. The run folder holds recipe.json, classifier.keras, checkpoints/,
+history.csv, certificates.tsv, report/ (open report/index.html), and the reference's run in reference/.
+"""
+
+
+def parse(arguments=None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=cli.Formatter, allow_abbrev=False
+    )
+    parser.add_argument("--run-dir", type=user_path, metavar="DIR", help="the run's folder (default: runs/RECIPE)")
+    cli.add_environment_flags(parser)
+    cli.add_recipe_flags(parser)
+    return parser.parse_args(arguments)
+
+
+def work(recipe, folder: RunFolder, environment: Environment) -> None:
+    # A cluster must be joined before anything else asks for devices.
+    strategy = distributed.connect() if distributed.cluster()[1] > 1 else None
+    recorded = folder.recorded()
+    if strategy and not recorded:
+        recipe = distributed.agreed(recipe, strategy)
+    recipe = precision.settled(recipe, recorded, on=environment.devices)
+    folder.check(recipe)
+    runs = {recipe.method: (recipe, folder)}
+    if recipe.reference not in ("none", recipe.method):
+        reference = RunFolder(folder.path / "reference")
+        runs = {recipe.reference: (recipe.with_method(recipe.reference, reference="none"), reference)} | runs
+        if reference.path.exists():
+            reference.check(runs[recipe.reference][0])
+
+    # Refuses what can't be loaded or shared before anything is written.
+    data, test = (
+        fitting.load_training(recipe, environment),
+        environment.load(recipe, "test").head(recipe.certify_images),
+    )
+    data.steps_per_epoch(recipe.batch_size)
+    replicas = (strategy or devices.strategy(environment.devices)).num_replicas_in_sync
+    fitting.check_batch(recipe, replicas)
+    folder.claim(recipe)
+    classifiers = {}
+    for name, (one, place) in runs.items():
+        place.claim(one)
+        classifiers[name] = train(one, place, environment, strategy, f"train {name}")
+    if distributed.cluster()[0] > 0:
+        return  # the first worker certifies and reports
+    with folder.held():
+        finish(recipe, folder, runs, classifiers, data, test, environment)
+
+
+def finish(recipe, folder: RunFolder, runs, classifiers, data, test, environment) -> None:
+    """Certifies, reports and exports."""
+    results, histories = [], {}
+    for name, (one, place) in runs.items():
+        _, labels, certificates = jobs.certify(one, place, classifiers[name], environment, title=f"certify {name}")
+        fidelity = estimates(one, classifiers[name], test, certificates, data.head(64))
+        results.append(report.Result(name, labels, certificates, fidelity))
+        histories[name] = place.history()
+    title = f"{recipe.name}: {' and '.join(runs)}"
+    print(report.write_report(folder.report, results, recipe, histories, title))
+    print(f"\nreport: {folder.report / 'index.html'}")
+    served = folder.export / recipe.name / "1"
+    if not served.exists():
+        exported.export_run(folder.path, served, environment)
+    print(f"export: {served}, served by: covkeras serve {quoted(folder.export)}")
+
+
+def train(recipe, folder, environment, strategy, title):
+    if strategy is None:
+        return fitting.train(recipe, folder, environment, title)
+    return distributed.train_across_workers(recipe, folder, strategy, environment, title)
+
+
+def estimates(recipe, classifier, test, certificates, calibration):
+    """The propagated radii beside the certified ones."""
+    network = moments.MomentNetwork(classifier, recipe.sigma, recipe.r_max)
+    return diagnostics.fidelity(network, test.floats(), certificates, calibration.floats())
+
+
+def main(arguments=None) -> int:
+    flags = parse(arguments)
+
+    def program(stop):
+        recipe = cli.recipe_from(flags)
+        if flags.show:
+            return cli.show(flags, recipe)
+        folder = RunFolder(flags.run_dir or Path("runs") / recipe.name)
+        work(recipe, folder, cli.environment_from(flags, stop))
+
+    return cli.run(program)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,25 @@
+"""Where and how a job runs."""
+
+import dataclasses
+from collections.abc import Callable
+
+from covkeras import datasets
+from covkeras.experiments.recipes import Recipe
+
+
+@dataclasses.dataclass(frozen=True)
+class Environment:
+    """Where and how a job runs: what changes none of its results.
+
+    data_dir: the folder of prepared TFDS data sets. devices: "auto", "cpu" or a number. minutes: between checkpoints
+    within an epoch. stop: () -> bool, asked after every step and image.
+    """
+
+    data_dir: str | None = None
+    devices: str = "auto"
+    minutes: float = 10.0
+    stop: Callable[[], bool] = lambda: False
+
+    def load(self, recipe: Recipe, split: str):
+        """Loads a split of the recipe's data."""
+        return datasets.load(recipe.data, split, self.data_dir, recipe.image_size)

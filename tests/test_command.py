@@ -1,0 +1,112 @@
+"""The command `covkeras`: its help is there at once, it does what the programs do, and it works from a wheel."""
+
+import subprocess
+import sys
+import time
+import venv
+from pathlib import Path
+
+import pytest
+
+from covkeras import models, objectives
+from covkeras.certification.noise import NOISES
+from covkeras.certification.voting import PRECISIONS
+from covkeras.commands.main import COMMANDS, main
+from covkeras.experiments import recipe
+from covkeras.objectives import adjoint_radius
+
+ROOT = Path(__file__).parent.parent
+HEAVY = (
+    "tensorflow",
+    "keras",
+    "scipy",
+    "sklearn",
+    "matplotlib",
+    "keras_tuner",
+    "tensorflow_datasets",
+    "grpc",
+    "aiohttp",
+)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_imports_nothing_heavy(command):
+    program = (
+        "import sys\n"
+        "from covkeras.commands.main import main\n"
+        f"try: main([{command!r}, '--help'])\n"
+        "except SystemExit as stop: assert stop.code == 0\n"
+        f"found = [name for name in {HEAVY!r} if name in sys.modules]\n"
+        "assert not found, found\n"
+    )
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert f"usage: covkeras {command}" in done.stdout
+    # .2 s where nothing else runs; a second is the promise, and this machine may be busy.
+    assert time.perf_counter() - start < 10
+
+
+def test_names_that_recipes_know_are_those_there_are():
+    assert set(recipe.METHODS) == set(objectives.METHODS) and len(recipe.METHODS) == len(objectives.METHODS)
+    assert all(callable(getattr(models, name)) for name in recipe.MODELS)
+    assert set(recipe.NOISES) == set(NOISES) and recipe.CERTIFIED_PRECISIONS == PRECISIONS
+    assert recipe.RADIUS_LOSSES == adjoint_radius.RADIUS_LOSSES and recipe.CLASSIFY_ON == adjoint_radius.CLASSIFY_ON
+    assert recipe.GATES == adjoint_radius.GATES
+
+
+def test_the_command_itself(capsys):
+    assert main(["--help"]) == 0 and main([]) == 0
+    listed = capsys.readouterr().out
+    assert all(f"\n  {name} " in listed for name in COMMANDS)
+    assert main(["--version"]) == 0 and capsys.readouterr().out.strip()
+    assert main(["magic"]) == 2 and "has no command 'magic'; it has train, certify" in capsys.readouterr().err
+    assert main(["train", "--show", "--lam", "2"]) == 0
+    assert '"lam": 2.0' in capsys.readouterr().out
+
+
+def test_what_the_serving_extra_brings_is_named(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "aiohttp", None)
+    monkeypatch.setitem(sys.modules, "aiohttp.web", None)
+    for name in [n for n in sys.modules if n.startswith("covkeras.commands.serve")]:
+        monkeypatch.delitem(sys.modules, name)
+    assert main(["serve", str(ROOT)]) == 2
+    assert "pip install 'covkeras[serving]'" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_wheel_does_the_main_job_outside_the_checkout(tmp_path):
+    """Built, installed into an empty environment (which borrows what covkeras depends on), run elsewhere."""
+    build = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "-q",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        str(tmp_path),
+        str(ROOT),
+    ]
+    subprocess.run(build, check=True, capture_output=True, timeout=240)
+    (wheel,) = tmp_path.glob("covkeras-*.whl")
+    place = tmp_path / "environment"
+    venv.create(place, with_pip=False, symlinks=True)
+    python = place / "bin" / "python"
+    site = next((place / "lib").glob("python3*")) / "site-packages"
+    install = [sys.executable, "-m", "pip", "--python", str(python), "install", "-q", "--no-deps", str(wheel)]
+    subprocess.run(install, check=True, capture_output=True, timeout=240)
+    # The packages it depends on, and not the checkout: its editable finder is no path.
+    (site / "dependencies.pth").write_text("\n".join(p for p in sys.path if p.endswith("site-packages")) + "\n")
+    flags = ["--epochs", "1", "--switch-epoch", "0", "--decay-epochs", "--certify-images", "2", "--certify-n", "100"]
+    command = [str(place / "bin" / "covkeras"), "train", *flags, "--run-dir", "run"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    where = "import covkeras, pathlib; print(pathlib.Path(covkeras.__file__).parent)"
+    home = subprocess.run(
+        [str(python), "-c", where], capture_output=True, text=True, cwd=tmp_path, check=True
+    ).stdout.strip()
+    assert Path(home) == site / "covkeras" and (site / "covkeras" / "commands" / "page.html").exists()
+    assert (tmp_path / "run" / "report" / "index.html").exists()
+    assert (tmp_path / "run" / "export" / "digits" / "1" / "saved_model.pb").exists()
