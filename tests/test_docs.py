@@ -71,3 +71,13 @@ def test_commands_in_the_pages_exist(capsys):
             for flag in flags - {"--help"}:
                 assert flag in options, f"{page.name}: {program or command} has no {flag}"
     assert found > 20
+
+
+def test_the_readme_is_short_and_its_links_lead_somewhere():
+    root = DOCS.parent
+    text = (root / "README.md").read_text()
+    assert len(text.splitlines()) <= 150
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        assert (root / target).exists(), target
+    for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        compile(code, "README.md", "exec")

@@ -23,7 +23,7 @@ class CovarianceRadius(Objective):
         r_max: bound on the correlation between pixels, in [0, 1).
         switch_epoch: the epoch (from 0) at which lam is switched on.
         noisy_mean: add one noise sample to the input's mean. Off in the paper, on in its published code; it certifies
-            much better, see README.
+            much better, see docs/results.md.
         stop_covariance_gradient: take the covariance as a constant. Off in the paper, on in its published code.
         relu_inflation: times I is added to the covariance after every ReLU; 0 in the paper, .1 in its published code.
         covariance_bound: + 2 |S_12| for - 2 S_12 in the margin's variance. Off in the paper, on in its published code.
