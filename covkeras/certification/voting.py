@@ -36,12 +36,12 @@ class Ballot:
         self.num_classes = classifier.outputs[0].shape[-1]
         self.slots = max(1, batch_size // BLOCK)
         self._compiled = {}
-        self._answers = None
+        self._probe, self._answers = probe_images(classifier)[:4], None
 
     def renew(self) -> None:
         """Traces the loops anew where the classifier has changed: what a layer computes with besides its weights, such
         as an adapted Normalization, is a constant of the trace."""
-        answers = np.asarray(self.classifier(probe_images(self.classifier)[:4], training=False))
+        answers = np.asarray(self.classifier(self._probe, training=False))
         if self._answers is None or not np.array_equal(answers, self._answers, equal_nan=True):
             self._compiled, self._answers = {}, answers
 
