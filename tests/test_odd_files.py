@@ -260,7 +260,7 @@ def test_printed_commands_are_quoted(tmp_path):
     flags = ["--epochs", "1", "--switch-epoch", "0", "--decay-epochs", "--reference", "none", "--certify-images", "2"]
     done = call_program(TRAINING / "run.py", *flags, "--certify-n", "100", "--run-dir", run)
     assert done.returncode == 0, done.stderr
-    assert f"serving/local.py '{run}/export'" in done.stdout
+    assert f"covkeras serve '{run}/export'" in done.stdout
     with pytest.raises(FileNotFoundError, match=r"--data_dir='.*my data'"):
         datasets.load("mnist", "test", tmp_path / "my data")
 
