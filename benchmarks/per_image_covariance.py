@@ -31,7 +31,7 @@ class PerImageCovariance:
         hinge = tf.where(radius > 0, tf.maximum(8.0 - radius, 0.0), 0.0)
         return Terms(cross_entropy(labels, mean), hinge, mean, radius)
 
-    def _visit(self, layer, pair, position):
+    def _visit(self, layer, pair, position, options):
         mean, cov = pair
         if isinstance(layer, (keras.layers.Conv2D, keras.layers.Dense)):
             convolution = isinstance(layer, keras.layers.Conv2D)

@@ -33,7 +33,7 @@ def main() -> None:
     data = datasets.load(flags.data, "train", flags.data_dir)
     trainer = CertifiedTrainer(models.lenet(data.image_shape), objectives.GaussianAugmentation(0.5))
     trainer.compile(optimizer=keras.optimizers.SGD(0.001))
-    step = tf.function(trainer.train_step)
+    step = tf.function(trainer.train_step, autograph=False)
     stream = iter(data.batches(128, augmentation=flags.augmentation))
     fixed = next(stream)
 

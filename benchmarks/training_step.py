@@ -57,7 +57,7 @@ def step(build, objective, images, labels):
     trainer.compile(optimizer=keras.optimizers.SGD(0.001, momentum=0.9))
     trainer.optimizer.build(trainer.classifier.trainable_variables)
     # Traced by hand: TensorFlow would warn of one function, several trainers' method, that is traced over and over.
-    compiled = tf.function(trainer.train_step).get_concrete_function((images, labels))
+    compiled = tf.function(trainer.train_step, autograph=False).get_concrete_function((images, labels))
     return lambda: compiled((images, labels))["loss"].numpy()
 
 

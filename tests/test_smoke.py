@@ -94,3 +94,15 @@ def test_one_run(tmp_path):
     flags = [tmp_path / "c.keras", "--sigma", 0.25, "--n", 100, "--max", 2, "--out", tmp_path / "c.tsv"]
     done = call_program(PROGRAM, *flags)
     assert done.returncode == 0 and "ACR" in done.stdout, done.stderr
+
+
+def test_the_benchmark_of_the_published_way_trains(digits, monkeypatch):
+    """A covariance per image: beside the library, and so the first to miss what moves in it."""
+    from pathlib import Path
+
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "benchmarks"))
+    from per_image_covariance import PerImageCovariance
+
+    trainer = ck.CertifiedTrainer(ck.models.lenet((8, 8, 1)), PerImageCovariance(0.25, 0.1))
+    trainer.compile("sgd")
+    assert np.isfinite(trainer.train_on_batch(digits.floats(slice(8)), digits.labels[:8], return_dict=True)["loss"])
