@@ -19,10 +19,19 @@ SIZE = 8
 LIMIT = 20_000
 
 
-def free_port() -> int:
-    with socket.socket() as one:
+def free_ports(count: int) -> list[int]:
+    """Ports of the loopback that nobody listens on."""
+    sockets = [socket.socket() for _ in range(count)]
+    for one in sockets:
         one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+def free_port() -> int:
+    return free_ports(1)[0]
 
 
 class Server:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from kit import free_ports
 
 from covkeras.experiments import distributed, fitting, jobs, recipes
 from covkeras.experiments.runs import RunFolder
@@ -19,16 +19,6 @@ ROOT = Path(__file__).parent.parent
 RECIPE = recipes.find("digits").replace(
     epochs=2, switch_epoch=1, decay_epochs=(), reference="none", certify_images=2, certify_n=100
 )
-
-
-def free_ports(count):
-    sockets = [socket.socket() for _ in range(count)]
-    for s in sockets:
-        s.bind(("127.0.0.1", 0))
-    ports = [s.getsockname()[1] for s in sockets]
-    for s in sockets:
-        s.close()
-    return ports
 
 
 @pytest.mark.slow

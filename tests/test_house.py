@@ -55,7 +55,10 @@ def test_imports_run_one_way(name):
 def test_what_moved_is_found_at_its_old_address():
     for old, new in covkeras.MOVED.items():
         assert importlib.import_module(f"covkeras.{old}") is importlib.import_module(f"covkeras.{new}")
-    program = "from covkeras.trainer import CertifiedTrainer; import covkeras.report; from covkeras import jobs"
+    program = (
+        "from covkeras.trainer import CertifiedTrainer; import covkeras.report; from covkeras import jobs\n"
+        "from covkeras.validation import check_classifier, check_images"
+    )
     subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=True, capture_output=True)
 
 

@@ -4,7 +4,6 @@ import dataclasses
 import importlib
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 import tensorflow as tf
 from conftest import call_program, small_classifier
 from keras import layers, ops
+from kit import free_ports
 
 from covkeras import MomentNetwork, Moments, datasets, moments
 from covkeras.experiments import fitting, precision, recipes
@@ -306,16 +306,6 @@ def test_gate_shapes_are_those_of_the_network_whatever_is_propagated(rng):
         moments.Gaussian(tf.zeros((2, 8, 8, 1)), tf.eye(1)), Context(rectify=lambda gaussian, _: gaussian)
     )
     assert network.gate_shapes == shapes
-
-
-def free_ports(count):
-    sockets = [socket.socket() for _ in range(count)]
-    for s in sockets:
-        s.bind(("127.0.0.1", 0))
-    ports = [s.getsockname()[1] for s in sockets]
-    for s in sockets:
-        s.close()
-    return ports
 
 
 def workers(recipe, folder, *flags):

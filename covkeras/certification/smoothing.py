@@ -15,19 +15,15 @@ from covkeras.certification.confidence import MAX_TRIALS, certified_radius, clop
 from covkeras.certification.deciding import certify_to_each, decide_each
 from covkeras.certification.noise import ESTIMATION, PREDICTION, SELECTION, check_seed, make_noise
 from covkeras.certification.voting import PRECISIONS, Ballot, rebuilt
+from covkeras.runtime.classifiers import check_classifier, check_fixed_size, check_weights, warn_of_scale
 from covkeras.runtime.validation import (
-    INSIDE,
     check_alpha,
     check_choice,
-    check_classifier,
     check_count,
     check_enough,
     check_enough_to_predict,
-    check_fixed_size,
     check_images,
     check_sigma,
-    check_weights,
-    probe_images,
 )
 
 # Images certified together where they share their noise.
@@ -90,7 +86,7 @@ class SmoothedClassifier:
         self.classifier = rebuilt(classifier, self.precision, strategy)
         self.ballot = Ballot(self.classifier, self.noise, self.batch_size, shared_noise, strategy)
         self._void_seen = False
-        _warn_of_scale(classifier)
+        warn_of_scale(classifier)
 
     def predict(
         self, images, n: int = 1_000, alpha: float = 0.001, seed: int = 0, indices=None, index: int = 0
@@ -299,25 +295,6 @@ class SmoothedClassifier:
                 f"{indices.dtype}."
             )
         return images, indices
-
-
-def _warn_of_scale(classifier) -> None:
-    """Warns of a classifier that hardly looks at images in [0, 1], and tells the same images from 0 to 255 apart."""
-    images = probe_images(classifier)
-    as_given, larger = (np.asarray(classifier(k * images, training=False), np.float32) for k in (1.0, 255.0))
-    second, first = np.sort(as_given, -1)[:, -2:].T
-    with np.errstate(invalid="ignore"):  # masked classes
-        margin = first - second
-        alike = len(set(as_given.argmax(-1))) == 1 and np.ptp(margin) < 0.5 * margin.mean()
-    classes = len(set(larger.argmax(-1)))
-    if alike and classes > 1:
-        warnings.warn(
-            f"classifier gives {len(images)} different test images in [0, 1] all one class with nearly one margin, "
-            f"and the same from 0 to 255 {classes} classes: it seems to expect 0 to 255. {INSIDE[0].upper()}"
-            f"{INSIDE[1:]}",
-            UserWarning,
-            stacklevel=3,
-        )
 
 
 def default_batch_size(image_shape: tuple[int, ...]) -> int:

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from covkeras.runtime.validation import probe_images
+from covkeras.runtime.classifiers import probe_images
 
 # Copies in a slot of a mixed batch.
 BLOCK = 32

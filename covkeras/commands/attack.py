@@ -9,9 +9,9 @@ import sys
 
 from covkeras import datasets
 from covkeras.commands import cli
+from covkeras.runtime.classifiers import check_fits
 from covkeras.runtime.files import user_path
 from covkeras.runtime.later import Later
-from covkeras.runtime.validation import check_fits
 
 certification = Later("covkeras.certification")
 diagnostics = Later("covkeras.diagnostics")

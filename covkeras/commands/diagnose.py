@@ -11,10 +11,11 @@ from pathlib import Path
 
 from covkeras import datasets
 from covkeras.commands import cli
+from covkeras.runtime.classifiers import check_fits
 from covkeras.runtime.files import user_path
 from covkeras.runtime.interrupts import Interrupted
 from covkeras.runtime.later import Later
-from covkeras.runtime.validation import check_count, check_fits
+from covkeras.runtime.validation import check_count
 
 comparison_report = Later("covkeras.reports.comparison")
 growth = Later("covkeras.diagnostics.growth")

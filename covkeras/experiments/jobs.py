@@ -15,8 +15,9 @@ from covkeras.experiments.environment import Environment
 from covkeras.experiments.recipes import Recipe
 from covkeras.experiments.runs import RunFolder
 from covkeras.runtime import devices
+from covkeras.runtime.classifiers import check_fits
 from covkeras.runtime.interrupts import Interrupted
-from covkeras.runtime.validation import check_fits, check_labels
+from covkeras.runtime.validation import check_labels
 
 
 def progress_bar(**kwargs):

@@ -24,14 +24,8 @@ from covkeras.moments.adjoint import adjoint_margin, calibrate_gates
 from covkeras.moments.gaussian import margin
 from covkeras.moments.gradients import automatic
 from covkeras.moments.network import MomentNetwork
-from covkeras.runtime.validation import (
-    check_alpha,
-    check_count,
-    check_enough,
-    check_enough_to_predict,
-    check_weights,
-    probe_images,
-)
+from covkeras.runtime.classifiers import check_weights, probe_images
+from covkeras.runtime.validation import check_alpha, check_count, check_enough, check_enough_to_predict
 
 METADATA = "metadata.json"
 _LIBRARIES = ("tensorflow", "keras", "numpy", "covkeras")

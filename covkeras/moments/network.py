@@ -9,7 +9,8 @@ from keras import ops, tree
 from covkeras.moments.dispatch import Context, propagate
 from covkeras.moments.gaussian import Gaussian, wide
 from covkeras.moments.layers import GaussianInput, Moments, PlainErrors
-from covkeras.runtime.validation import check_classifier, check_fixed_size, check_r_max, check_shape, check_sigma
+from covkeras.runtime.classifiers import check_classifier, check_fixed_size
+from covkeras.runtime.validation import check_r_max, check_shape, check_sigma
 
 
 def walk(model, value, visit: Callable):

@@ -3,7 +3,7 @@
 import copy
 import inspect
 
-from covkeras.runtime.validation import check_classifier
+from covkeras.runtime.classifiers import check_classifier
 
 # The published tables are for MNIST and CIFAR-10, at these sigmas.
 _SIGMAS = (0.25, 0.5, 1.0)

@@ -1,7 +1,6 @@
 """Every refusal of bad input: what was expected, what came, and the remedy, before any work is done."""
 
 import math
-import weakref
 
 import numpy as np
 
@@ -145,165 +144,10 @@ def check_labels(labels, classes: int, batch: int | None = None) -> np.ndarray:
     return labels.astype(np.int64, copy=False)
 
 
-def check_classifier(classifier) -> None:
-    """Refuses a model that is no classifier of float images to logits, by its graph and by what it answers to a probe.
+def __getattr__(name: str):
+    # What a classifier must be has a module of its own now.
+    if name in ("check_classifier", "check_fits", "check_fixed_size", "check_weights", "ends_in_probabilities"):
+        from covkeras.runtime import classifiers
 
-    Raises:
-        ValueError: not built; several inputs or outputs, or a dictionary of one; an integer input; probabilities
-            instead of logits; weights that are NaN.
-    """
-    inputs, outputs = getattr(classifier, "inputs", None), getattr(classifier, "outputs", None)
-    if not inputs or not outputs:
-        raise ValueError(
-            f"classifier must be a built Sequential or Functional Keras model, got {type(classifier).__name__!r} "
-            "without inputs. Start a Sequential with keras.Input(shape=...); make a subclassed model functional."
-        )
-    if len(inputs) != 1 or len(outputs) != 1:
-        raise ValueError(
-            f"classifier must map one image tensor to one logits tensor, got {len(inputs)} inputs and "
-            f"{len(outputs)} outputs. Wrap it: keras.Model(image, logits)."
-        )
-    if len(outputs[0].shape) != 2 or outputs[0].shape[-1] is None or outputs[0].shape[-1] < 2:
-        raise ValueError(
-            f"classifier must end in logits of shape (batch, classes >= 2), got {tuple(outputs[0].shape)}. "
-            "For two classes use Dense(2)."
-        )
-    import keras
-
-    if not isinstance(classifier, keras.Sequential) and isinstance(classifier.input, (dict, list, tuple)):
-        raise ValueError(
-            f"classifier must take one image tensor, but it takes a {type(classifier.input).__name__} of one. Wrap it: "
-            "keras.Model(classifier.inputs[0], classifier.outputs[0])."
-        )
-    _check_float_inputs(classifier)
-    name = ends_in_probabilities(classifier)
-    if name:
-        raise ValueError(
-            f"classifier must end in logits, but layer {name!r} ends in probabilities. Remove the softmax (or "
-            "sigmoid) at the end: the losses apply it, and the predicted class does not change."
-        )
-    check_weights(classifier)
-    _check_answers(classifier)
-
-
-def _check_float_inputs(model) -> None:
-    """An integer Input casts what it is given: noisy images, floats in about [0, 1], would become 0 and 1."""
-    dtype = str(model.inputs[0].dtype)
-    if "float" not in dtype:
-        shape = tuple(model.inputs[0].shape[1:])
-        raise ValueError(
-            f"classifier must take floating-point images, but the input of {model.name!r} is {dtype}, which would cut "
-            f"noisy images to whole numbers. Lay it over a float input: twin = keras.models.clone_model(model, "
-            f"input_tensors=keras.Input({shape})); twin.set_weights(model.get_weights()); classifier = "
-            f"keras.Sequential([keras.Input({shape}), keras.layers.Rescaling(255), twin]), without the Rescaling if it "
-            "expects [0, 1]."
-        )
-    for layer in model.layers:
-        if getattr(layer, "inputs", None) and hasattr(layer, "layers"):
-            _check_float_inputs(layer)
-
-
-def check_weights(classifier) -> None:
-    """Refuses a classifier with weights that are NaN: it would abstain everywhere."""
-    for weight in classifier.weights:
-        value = np.asarray(weight, np.float32) if "float" in str(weight.dtype) else np.zeros(1)
-        if np.isnan(value).any():
-            raise ValueError(
-                f"classifier must have finite weights, but {weight.path} has {np.isnan(value).sum()} NaN of "
-                f"{value.size}: its training diverged. Load a checkpoint from before, or train with a lower rate."
-            )
-
-
-# Classifiers whose answers were looked at.
-_ANSWERED = weakref.WeakKeyDictionary()
-
-
-def probe_images(classifier) -> np.ndarray:
-    """Returns 32 images (8 of more than 100 x 100) of many kinds in [0, 1], float32, of the classifier's shape (32
-    where an axis is free): flat ones, waves, blobs and noise, of several contrasts."""
-    shape = tuple(32 if s is None else s for s in classifier.inputs[0].shape[1:])
-    count = 32 if math.prod(shape[:-1]) <= 10_000 else 8
-    rng = np.random.default_rng(0)
-    grid = np.stack(np.meshgrid(*(np.linspace(-1, 1, s) for s in shape[:-1]), indexing="ij")) if len(shape) > 1 else 0
-    images = []
-    for i in range(count):
-        if i % 4 == 3 or len(shape) == 1:
-            image = rng.random(shape)
-        elif i % 4 == 0:
-            image = np.broadcast_to(rng.random(shape[-1]), shape)
-        else:
-            direction, centre = rng.normal(size=(2, len(shape) - 1, *[1] * (len(shape) - 1)))
-            ramp = (direction * grid).sum(0)
-            blob = np.exp(-3 * np.square(grid - 0.5 * centre).sum(0))
-            wave = blob if i % 4 == 1 else 0.5 + 0.5 * np.sin((1 + i % 7) * ramp)
-            image = wave[..., None] * rng.random(shape[-1])
-        images.append(image * (1.0 if i % 3 else 0.3))
-    return np.clip(np.stack(images), 0, 1).astype(np.float32)
-
-
-def _check_answers(classifier) -> None:
-    """Looks at what the classifier answers to a probe: a tensor of logits, not of probabilities."""
-    import keras
-
-    if _ANSWERED.get(classifier):
-        return
-    images = probe_images(classifier)
-    answer = classifier(images, training=False)
-    if isinstance(answer, (dict, list, tuple)):
-        raise ValueError(
-            f"classifier must return one logits tensor, got a {type(answer).__name__}. Wrap it: "
-            "keras.Model(classifier.inputs[0], classifier.outputs[0])."
-        )
-
-    def at(images):
-        return np.asarray(keras.ops.convert_to_numpy(keras.ops.cast(classifier(images, training=False), "float32")))
-
-    answer = np.asarray(keras.ops.convert_to_numpy(keras.ops.cast(answer, "float32")))
-    with np.errstate(invalid="ignore"):
-        inside = (answer >= 0).all() and (answer <= 1).all() and np.ptp(answer, 0).max() > 0
-        softmax = inside and np.abs(answer.sum(-1) - 1).max() < 0.02
-        # A sigmoid's answers stay in [0, 1] whatever the image.
-        if softmax or (inside and all(((a := at(k * images)) >= 0).all() and (a <= 1).all() for k in (-1e3, 1e3))):
-            raise ValueError(
-                f"classifier must end in logits, but its answers are probabilities: on {len(images)} test images all "
-                f"lie in [0, 1]{' and sum to 1' if softmax else ''}. Remove the softmax (or sigmoid) at the end: the "
-                "losses apply it, and the predicted class does not change."
-            )
-    _ANSWERED[classifier] = True
-
-
-def check_fixed_size(image_shape) -> None:
-    """Refuses a classifier that takes images of any size, where one size is needed."""
-    if any(s is None for s in image_shape):
-        fixed = tuple(32 if s is None else s for s in image_shape)
-        raise ValueError(
-            f"classifier takes images of any size, {tuple(image_shape)}, but noise, moments and batches are made for "
-            f"one. Fix it: keras.Sequential([keras.Input({fixed}), classifier])."
-        )
-
-
-def check_fits(classifier, data_name: str, image_shape, classes: int) -> None:
-    """Refuses a classifier for a data set with other images or another number of classes than its own."""
-    takes, outputs = tuple(classifier.inputs[0].shape[1:]), classifier.outputs[0].shape[-1]
-    if outputs != classes:
-        raise ValueError(
-            f"classifier must have an output for each of {data_name}'s {classes} classes, got {outputs} outputs. Name "
-            "the data set it was trained on, or give it another head."
-        )
-    if len(takes) != len(image_shape) or any(t not in (None, s) for t, s in zip(takes, image_shape, strict=True)):
-        raise ValueError(
-            f"classifier takes images of shape {takes}, {data_name} has {tuple(image_shape)}. Name the data set it was "
-            "trained on, or resize the images with image_size."
-        )
-
-
-def ends_in_probabilities(classifier) -> str | None:
-    """Returns the name of the softmax or sigmoid layer a model ends in, or None. What its graph does not show, a probe
-    of `check_classifier` may."""
-    last = classifier.outputs[0]._keras_history.operation
-    if getattr(last, "outputs", None) and hasattr(last, "layers"):
-        return ends_in_probabilities(last)
-    activation = getattr(getattr(last, "activation", None), "__name__", "")
-    if type(last).__name__ == "Softmax" or activation in ("softmax", "sigmoid", "log_softmax"):
-        return last.name
-    return None
+        return getattr(classifiers, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
