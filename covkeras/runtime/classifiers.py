@@ -79,7 +79,7 @@ def check_weights(classifier) -> None:
 
 
 # Classifiers whose answers were looked at.
-_ANSWERED = weakref.WeakKeyDictionary()
+_ANSWERED = weakref.WeakSet()
 
 
 def probe_images(classifier) -> np.ndarray:
@@ -109,7 +109,7 @@ def _check_answers(classifier) -> None:
     """Looks at what the classifier answers to a probe: a tensor of logits, not of probabilities."""
     import keras
 
-    if _ANSWERED.get(classifier):
+    if classifier in _ANSWERED:
         return
     images = probe_images(classifier)
     answer = classifier(images, training=False)
@@ -119,21 +119,24 @@ def _check_answers(classifier) -> None:
             "keras.Model(classifier.inputs[0], classifier.outputs[0])."
         )
 
-    def at(images):
-        return np.asarray(keras.ops.convert_to_numpy(keras.ops.cast(classifier(images, training=False), "float32")))
+    def values(answer):
+        return np.asarray(keras.ops.convert_to_numpy(keras.ops.cast(answer, "float32")))
 
-    answer = np.asarray(keras.ops.convert_to_numpy(keras.ops.cast(answer, "float32")))
+    def bounded(answer):
+        return (answer >= 0).all() and (answer <= 1).all()
+
+    answer = values(answer)
     with np.errstate(invalid="ignore"):
-        inside = (answer >= 0).all() and (answer <= 1).all() and np.ptp(answer, 0).max() > 0
+        inside = bounded(answer) and np.ptp(answer, 0).max() > 0
         softmax = inside and np.abs(answer.sum(-1) - 1).max() < 0.02
         # A sigmoid's answers stay in [0, 1] whatever the image.
-        if softmax or (inside and all(((a := at(k * images)) >= 0).all() and (a <= 1).all() for k in (-1e3, 1e3))):
+        if softmax or (inside and all(bounded(values(classifier(k * images, training=False))) for k in (-1e3, 1e3))):
             raise ValueError(
                 f"classifier must end in logits, but its answers are probabilities: on {len(images)} test images all "
                 f"lie in [0, 1]{' and sum to 1' if softmax else ''}. Remove the softmax (or sigmoid) at the end: the "
                 "losses apply it, and the predicted class does not change."
             )
-    _ANSWERED[classifier] = True
+    _ANSWERED.add(classifier)
 
 
 def check_fixed_size(image_shape) -> None:

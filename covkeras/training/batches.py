@@ -1,6 +1,8 @@
 """What a training step is given: images, labels and weights as Keras users bring them, checked; a replica's part."""
 
-from collections.abc import Mapping
+import contextlib
+import re
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import keras
@@ -89,14 +91,24 @@ def checked_batch(data, image_shape, classes: int) -> tuple:
         return tf.identity(images), tf.identity(labels), weights, targets
 
 
-def refuse_text(y=None, **others) -> None:
-    """Refuses labels that are text, of which Keras itself says only that their dtype is invalid."""
+@contextlib.contextmanager
+def refusals(y=None, **others) -> Iterator[None]:
+    """What Keras is given and says, in our words: refuses labels that are text, of which Keras says only that their
+    dtype is invalid; takes TensorFlow's page of advice off the refusal of a batch's values: one sentence is left."""
     kind = getattr(getattr(y, "dtype", None), "kind", "")
     if kind in ("U", "S", "O"):
         raise TypeError(
             f"labels must be integers (batch,), or one-hot rows, got text or objects ({y.dtype}). Number the classes: "
             "np.unique(labels, return_inverse=True)[1]."
         )
+    try:
+        yield
+    except tf.errors.InvalidArgumentError as error:
+        found = re.search(r"assertion failed: \[((?:images|labels|sample_weight|batch) must [^\n]*)", error.message)
+        if not found:
+            raise
+        sentence = re.sub(r"\] \[", " ", found[1]).rstrip("]")
+        raise tf.errors.InvalidArgumentError(None, None, sentence) from None
 
 
 def _only(name: str, value):
@@ -113,10 +125,8 @@ def _only(name: str, value):
 
 def _shaped(images, image_shape):
     images = tf.cast(images, tf.float32)
-    if images.shape.rank is None:
-        # A dataset through numpy_function has lost it; a wrong one fails here, in the step.
-        return tf.ensure_shape(images, [None, *image_shape])
-    check_shape(images.shape, image_shape)
+    if images.shape.rank is not None:  # else lost, as through numpy_function; a wrong one fails in the step
+        check_shape(images.shape, image_shape)
     return tf.ensure_shape(images, [None, *image_shape])
 
 

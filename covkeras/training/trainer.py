@@ -1,8 +1,5 @@
 """CertifiedTrainer: a Keras model whose custom train_step minimises any objective, on one device or many."""
 
-import contextlib
-import re
-
 import keras
 import tensorflow as tf
 
@@ -11,7 +8,7 @@ from covkeras.moments.rectifiers import Kernels
 from covkeras.objectives.base import attached
 from covkeras.objectives.terms import Terms
 from covkeras.runtime.validation import check_count
-from covkeras.training.batches import Batch, checked_batch, refuse_text, shared
+from covkeras.training.batches import Batch, checked_batch, refusals, shared
 from covkeras.training.schedules import LamSwitch
 
 # A dozen element-wise operations as one loop. XLA compiles only these: its convolutions, and its sums over the batch,
@@ -22,19 +19,6 @@ COMPILED = Kernels(*(tf.function(kernel, jit_compile=True) for kernel in Kernels
 def _number(variable) -> float:
     """A scalar variable's or tensor's value. A mirrored variable has `numpy`, and no `float`."""
     return float(getattr(variable, "value", variable).numpy())
-
-
-@contextlib.contextmanager
-def _plain_refusals():
-    """Takes TensorFlow's page of advice off the refusal of a batch's values: one sentence is left."""
-    try:
-        yield
-    except tf.errors.InvalidArgumentError as error:
-        found = re.search(r"assertion failed: \[((?:images|labels|sample_weight|batch) must [^\n]*)", error.message)
-        if not found:
-            raise
-        sentence = re.sub(r"\] \[", " ", found[1]).rstrip("]")
-        raise tf.errors.InvalidArgumentError(None, None, sentence) from None
 
 
 @keras.saving.register_keras_serializable("covkeras")
@@ -131,35 +115,30 @@ class CertifiedTrainer(keras.Model):
 
     def fit(self, *args, callbacks=None, **kwargs):
         """As `keras.Model.fit`; lam is switched on at the objective's `switch_epoch`."""
-        refuse_text(*args[1:2], **kwargs)
         switch = LamSwitch()
-        if isinstance(callbacks, keras.callbacks.CallbackList):
+        with refusals(*args[1:2], **kwargs):
+            if not isinstance(callbacks, keras.callbacks.CallbackList):
+                given = [callbacks] if isinstance(callbacks, keras.callbacks.Callback) else list(callbacks or [])
+                return super().fit(*args, callbacks=[switch, *given], **kwargs)
             # It is used as it is, and may be used again.
             callbacks.set_model(self)
             switch.set_model(self)
             callbacks.callbacks.insert(0, switch)
-            with _plain_refusals():
-                try:
-                    return super().fit(*args, callbacks=callbacks, **kwargs)
-                finally:
-                    callbacks.callbacks.remove(switch)
-        given = [callbacks] if isinstance(callbacks, keras.callbacks.Callback) else list(callbacks or [])
-        with _plain_refusals():
-            return super().fit(*args, callbacks=[switch, *given], **kwargs)
+            try:
+                return super().fit(*args, callbacks=callbacks, **kwargs)
+            finally:
+                callbacks.callbacks.remove(switch)
 
     def evaluate(self, *args, **kwargs):
-        refuse_text(*args[1:2], **kwargs)
-        with _plain_refusals():
+        with refusals(*args[1:2], **kwargs):
             return super().evaluate(*args, **kwargs)
 
     def train_on_batch(self, *args, **kwargs):
-        refuse_text(*args[1:2], **kwargs)
-        with _plain_refusals():
+        with refusals(*args[1:2], **kwargs):
             return super().train_on_batch(*args, **kwargs)
 
     def test_on_batch(self, *args, **kwargs):
-        refuse_text(*args[1:2], **kwargs)
-        with _plain_refusals():
+        with refusals(*args[1:2], **kwargs):
             return super().test_on_batch(*args, **kwargs)
 
     def save(self, filepath, overwrite: bool = True, **kwargs):
