@@ -1,8 +1,14 @@
 import dataclasses
+import json
+from pathlib import Path
 
 import pytest
 
 from covkeras.experiments import recipes
+from covkeras.experiments.recipe import Recipe
+from covkeras.experiments.runs import RunFolder
+
+OLD = json.loads((Path(__file__).parent / "recipes_before_hyper.json").read_text())
 
 
 @pytest.mark.parametrize("name", recipes.RECIPES)
@@ -26,6 +32,37 @@ def test_objectives_get_their_fields():
     objective = recipe.objective()
     assert (objective.lam, objective.noisy_mean, objective.switch_epoch) == (2.5, True, 3)
     assert recipe.objective("gaussian_augmentation").name == "gaussian_augmentation"
+
+
+@pytest.mark.parametrize("method", OLD)
+def test_a_file_of_the_time_when_recipes_had_all_fields_reads_and_resumes(method, tmp_path):
+    """Written by the version before: the objective it builds, and the digest its checkpoints carry, are known."""
+    old = OLD[method]
+    (tmp_path / "recipe.json").write_text(old["recipe"])
+    recipe = RunFolder(tmp_path).recipe()
+    assert recipe.objective().get_config() == old["objective"]
+    assert RunFolder(tmp_path).digest() == old["digest"]
+    RunFolder(tmp_path).claim(recipe)
+    assert (tmp_path / "recipe.json").read_text() == old["recipe"]
+    assert Recipe.from_json(recipe.to_json()) == recipe and json.loads(recipe.to_json())["hyper"] == recipe.hyper
+
+
+def test_a_field_of_another_method_is_refused():
+    with pytest.raises(ValueError, match=r"unknown fields \['eta'\]; macer has lam, gamma"):
+        Recipe(method="macer", eta=0.3)
+    with pytest.raises(ValueError, match=r"unknown fields \['eta'\]"):
+        Recipe.from_json('{"method": "macer", "eta": 0.3}')
+    with pytest.raises(AttributeError, match="recipe has no 'eta'; of its method macer it has"):
+        _ = Recipe(method="macer").eta
+    # Another method never inherits weights.
+    assert Recipe(lam=2.0).replace(method="consistency").lam == 5.0
+    assert hash(Recipe()) == hash(Recipe(lam=2.0)) and Recipe() != Recipe(lam=2.0)
+
+
+def test_what_scales_with_the_epochs_is_what_a_method_says():
+    recipe = Recipe(method="truncated_lq", epochs=40, drop_epoch=20)
+    assert recipes.scaled(recipe, 10).drop_epoch == 5 and recipes.smoke(recipe).drop_epoch == 1
+    assert recipes.scaled(Recipe(epochs=40, switch_epoch=20, drop_epoch=4), 10).hyper["switch_epoch"] == 5
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,10 @@ import pytest
 from conftest import call_program
 
 from covkeras.experiments import fitting, jobs, recipes, tuning
+from covkeras.experiments.recipe import METHODS, Recipe, objective_kind
 from covkeras.experiments.runs import RunFolder
 from covkeras.experiments.tuning import CertifiedHyperModel, Objective, Range
+from covkeras.experiments.tuning_space import check_space, declared_space
 
 PROGRAM = str(Path(__file__).parent.parent / "training" / "search.py")
 TINY = recipes.find("digits").replace(
@@ -42,13 +44,17 @@ def test_ranges_are_read():
     assert Range.parse("switch_epoch=0:9") == Range("switch_epoch", 0, 9)
     assert Range.parse("r_max=0,0.1") == Range("r_max", values=(0.0, 0.1))
     assert Range.parse("noisy_mean=true,false").values == (True, False)
+    # What is declared, for the paper's method and for another.
+    assert [Range.parse("lam"), Range.parse("r_max")] == [Range("lam", 0.0, 8.0), Range("r_max", 0.0, 0.4)]
+    assert Range.parse("eta", Recipe(method="consistency")) == Range("eta", 0.0, 1.0)
     assert Range.parse("method=covariance_radius,gaussian_augmentation").values[1] == "gaussian_augmentation"
 
 
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("lam", "must be FIELD=LOW:HIGH or FIELD=A,B,C, FIELD one of"),
+        ("lamda", "must be FIELD=LOW:HIGH or FIELD=A,B,C, FIELD one of"),
+        ("noisy_mean", "noisy_mean declares no range"),
         ("lamda=0:1", "FIELD one of"),
         ("sigma_=0:1", "FIELD one of"),
         ("certify_n=1:2", "FIELD one of"),
@@ -67,6 +73,31 @@ def test_ranges_are_read():
 def test_bad_ranges_are_refused(text, message):
     with pytest.raises(ValueError, match=message):
         Range.parse(text)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_a_method_declares_for_a_search_is_searched(method):
+    """Every declared range is read, lies within the field's limits, and holds a value that the method takes."""
+    recipe = Recipe(method=method)
+    if not any(field.metadata["search"] for field in objective_kind(method).hyperparameters().values()):
+        with pytest.raises(ValueError, match=f"method {method} declares nothing to search"):
+            declared_space(recipe)
+        return
+    space = declared_space(recipe)
+    check_space(space, recipe)
+    for one in space:
+        for value in one.values or (one.low, one.high):
+            if value:  # an interval's open end is never drawn
+                recipe.replace(**{one.field: value}).objective()
+
+
+def test_a_field_that_the_methods_of_a_search_lack_is_refused():
+    with pytest.raises(ValueError, match="search 'eta' must be a field of the method covariance_radius, which has lam"):
+        check_space([Range.parse("eta=0:1")], Recipe())
+    both = [Range.parse("method=macer,consistency"), Range.parse("lam=0,3")]
+    check_space(both, Recipe())
+    with pytest.raises(ValueError, match="search 'eta' must be a field of the method macer"):
+        check_space([*both, Range.parse("eta=0:1")], Recipe())
 
 
 @pytest.mark.parametrize("text", ["loss", "accuracy", "accuracy@", "accuracy@-1", "accuracy@x", "accuracy@inf"])

@@ -1,15 +1,14 @@
 """Command lines: a flag for every field of a recipe, and errors as one line that names the remedy."""
 
 import argparse
-import dataclasses
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from covkeras.experiments import recipes
 from covkeras.experiments.environment import Environment
-from covkeras.experiments.recipes import Recipe
-from covkeras.runtime import startup
+from covkeras.experiments.recipe import METHODS, Recipe, own_hyperparameters
+from covkeras.runtime import fields, startup
 from covkeras.runtime.files import user_path
 from covkeras.runtime.interrupts import Interrupted, Interrupts
 from covkeras.runtime.validation import check_between
@@ -19,8 +18,10 @@ class Formatter(argparse.RawDescriptionHelpFormatter):
     """Keeps the examples' lines."""
 
 
-def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds --recipe and one flag for every field; a flag given replaces the recipe's value."""
+def add_recipe_flags(parser: argparse.ArgumentParser, arguments=None) -> None:
+    """Adds --recipe, one flag for every field and one for every hyper-parameter that a method declares; a flag given
+    replaces the recipe's value. A method from outside adds its own: `arguments` may name it.
+    """
     names = ", ".join(recipes.RECIPES)
     parser.add_argument(
         "--recipe", default="digits", metavar="NAME", help=f"{names}, or a .json file (default: digits)"
@@ -29,20 +30,60 @@ def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
     show = "print the recipe as JSON, and what differs from the named one, then stop"
     parser.add_argument("--show", action="store_true", help=show)
     group = parser.add_argument_group("recipe fields (default: the recipe's)")
-    for field in dataclasses.fields(Recipe):
-        if field.name in ("name", "source"):
-            continue
-        flag, limits = "--" + field.name.replace("_", "-"), field.metadata
-        if field.type is bool:
-            group.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=limits["help"])
-        elif field.name == "decay_epochs":
-            group.add_argument(flag, type=int, nargs="*", default=None, metavar="EPOCH", help=limits["help"])
+    for name, field in _fields().items():
+        if name == "decay_epochs":
+            words = {"type": int, "nargs": "*", "metavar": "EPOCH"}
         else:
-            metavar = None if "choices" in limits else field.type.__name__.upper()
-            choices = limits.get("choices")
-            group.add_argument(
-                flag, type=field.type, default=None, choices=choices, metavar=metavar, help=limits["help"]
-            )
+            choices = field.metadata.get("choices")
+            kind = type(field.default)
+            words = {"type": kind, "choices": choices, "metavar": None if choices else kind.__name__.upper()}
+        _add(group, name, field, fields.help_of(field), words)
+    group = parser.add_argument_group(
+        "hyper-parameters of methods (default: the recipe's, else what its authors publish)"
+    )
+    for name, owners in declared(_outside(parser, arguments)).items():
+        said = {}
+        for method, field in owners.items():
+            said.setdefault(fields.describe(field), []).append(method)
+        listed = "; ".join(f"{', '.join(methods)}: {help}" for help, methods in said.items())
+        field = list(owners.values())[-1]
+        # Read when the method is known: two methods may mean different things by one name.
+        _add(group, name, field, listed, {"metavar": type(field.default).__name__.upper()})
+
+
+def _add(group, name: str, field: fields.Field, help: str, words: dict) -> None:
+    words = {"action": argparse.BooleanOptionalAction} if isinstance(field.default, bool) else words
+    group.add_argument("--" + name.replace("_", "-"), default=None, help=help.replace("%", "%%"), **words)
+
+
+def _fields() -> dict[str, fields.Field]:
+    return {name: field for name, field in Recipe.own_fields().items() if name not in ("name", "source")}
+
+
+def declared(methods: Sequence[str] = ()) -> dict[str, dict[str, fields.Field]]:
+    """Returns what methods declare, {name: {method: field}}: covkeras' own methods, and those named besides."""
+    found = {}
+    for method in (*METHODS, *methods):
+        for name, field in own_hyperparameters(method).items():
+            found.setdefault(name, {})[method] = field
+    return found
+
+
+def _outside(parser: argparse.ArgumentParser, arguments) -> list[str]:
+    """The methods from outside that a command line names, itself or by its recipe file."""
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--method")
+    early.add_argument("--recipe", default="digits")
+    known, _ = early.parse_known_args([*map(str, arguments)] if arguments is not None else None)
+    try:
+        method = known.method or recipes.find(known.recipe).method
+        if ":" in method:
+            own_hyperparameters(method)
+    except (ValueError, OSError) as error:
+        if known.method and ":" in known.method:
+            parser.error(str(error))
+        return []  # told when the recipe is made
+    return [method] if ":" in method else []
 
 
 def add_environment_flags(parser: argparse.ArgumentParser) -> None:
@@ -59,26 +100,52 @@ def environment_from(arguments: argparse.Namespace, stop: Callable[[], bool]) ->
     return Environment(arguments.data_dir, arguments.devices, minutes, stop)
 
 
-def recipe_from(arguments: argparse.Namespace) -> Recipe:
+def recipe_from(arguments: argparse.Namespace, others: bool = False) -> Recipe:
     """Returns the named recipe with the flags' values; another method than its own comes with its authors' weights.
+
+    Args:
+        others: whether flags of other methods than the recipe's may be given, for a program that trains them too.
 
     Raises:
         ValueError: naming the field and what is allowed.
     """
     recipe = recipes.find(arguments.recipe)
     recipe = recipes.smoke(recipe) if arguments.smoke else recipe
-    given = {
-        f.name: getattr(arguments, f.name, None) for f in dataclasses.fields(Recipe) if f.name not in ("name", "source")
-    }
-    given = {k: v for k, v in given.items() if v is not None}
-    return recipe.with_method(**{"method": recipe.method, **given})
+    given = {name: value for name in _fields() if (value := getattr(arguments, name, None)) is not None}
+    method = given.pop("method", recipe.method)
+    values, foreign = hyper_given(arguments, method)
+    if foreign and not others:
+        name, owners = next(iter(foreign.items()))
+        flag, own = "--" + name.replace("_", "-"), ", ".join(own_hyperparameters(method)) or "none"
+        raise ValueError(
+            f"{flag} is a hyper-parameter of {', '.join(owners)}; the recipe's method is {method}, whose own are: "
+            f"{own}. Choose the method by --method; in a comparison write {next(iter(owners))}:{name}=VALUE."
+        )
+    return recipe.with_method(method, **given, **values)
+
+
+def hyper_given(arguments: argparse.Namespace, method: str) -> tuple[dict, dict]:
+    """Returns the given hyper-parameters that the method declares, {name: value}, and the others, {name: methods}."""
+    values, foreign = {}, {}
+    for name, owners in declared([method] if method not in METHODS else ()).items():
+        written = getattr(arguments, name, None)
+        if written is None:
+            continue
+        if method in owners:
+            values[name] = fields.read(owners[method], str(written))
+        else:
+            foreign[name] = owners
+    return values, foreign
 
 
 def show(arguments: argparse.Namespace, recipe: Recipe) -> None:
     """Prints the recipe as a file that --recipe takes, and to stderr its differences from the named one."""
     print(recipe.to_json(), end="")
-    for name, (value, named) in recipe.diff(recipes.find(arguments.recipe)).items():
-        print(f"{name}: {value!r}, in {arguments.recipe} {named!r}", file=sys.stderr)
+    there = recipes.find(arguments.recipe).values()
+    for name, value in recipe.values().items():
+        if name not in there or there[name] != value:
+            named = f"in {arguments.recipe} {there[name]!r}" if name in there else f"not in {arguments.recipe}"
+            print(f"{name}: {value!r}, {named}", file=sys.stderr)
 
 
 def run(program: Callable[[Interrupts], None], resume: str = "") -> int:

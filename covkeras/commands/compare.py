@@ -46,7 +46,7 @@ def parse(arguments=None) -> argparse.Namespace:
         "--out", type=user_path, metavar="DIR", help="the comparison's folder (default: comparisons/RECIPE)"
     )
     cli.add_environment_flags(parser)
-    cli.add_recipe_flags(parser)
+    cli.add_recipe_flags(parser, arguments)
     return parser.parse_args(arguments)
 
 

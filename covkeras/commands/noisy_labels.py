@@ -40,22 +40,30 @@ def parse(arguments=None) -> argparse.Namespace:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS, help="default: all")
     parser.add_argument("--last", type=int, default=10, metavar="N", help="epochs to average over (default: 10)")
     cli.add_environment_flags(parser)
-    cli.add_recipe_flags(parser)
+    cli.add_recipe_flags(parser, arguments)
     return parser.parse_args(arguments)
 
 
-def recipes_of(recipe, methods):
-    """The recipe of each method. Dropping takes the paper's 10 % unless the recipe says otherwise."""
-    dropping = recipe.with_method("covariance_radius", drop_share=recipe.drop_share or 0.1)
-    plain = recipe.replace(drop_share=0.0)
-    return {m: dropping if m.endswith("+drop") else plain.with_method(m) for m in methods}
+def recipes_of(recipe, flags):
+    """The recipe of each method, with the flags that it has. Dropping takes the paper's 10 % unless told otherwise."""
+    made = {}
+    for name in flags.methods:
+        method, plus, _ = name.partition("+")
+        given, _ = cli.hyper_given(flags, method)
+        if method == "truncated_lq":
+            given.setdefault("drop_epoch", recipe.hyper.get("drop_epoch", 0))
+        if method == "covariance_radius":
+            share = given.get("drop_share", recipe.hyper.get("drop_share", 0.0))
+            given["drop_share"] = (share or 0.1) if plus else 0.0
+        made[name] = recipe.with_method(method, **given)
+    return made
 
 
 def main(arguments=None) -> int:
     flags = parse(arguments)
 
     def program(stop):
-        recipe = cli.recipe_from(flags).replace(reference="none")
+        recipe = cli.recipe_from(flags, others=True).replace(reference="none")
         recipe = recipe if recipe.label_noise else recipe.replace(label_noise=0.45)
         if flags.show:
             return cli.show(flags, recipe)
@@ -63,7 +71,7 @@ def main(arguments=None) -> int:
         environment = cli.environment_from(flags, stop)
         fitting.load_training(recipe, environment)
         rows = [["method", "clean test accuracy", "sd", "last epochs", "best epoch's"]]
-        for name, one in recipes_of(recipe, flags.methods).items():
+        for name, one in recipes_of(recipe, flags).items():
             place = RunFolder(folder / name)
             one = precision.settled(one, place.recorded(), on=environment.devices)
             place.claim(one)

@@ -1,4 +1,5 @@
-"""Searches a recipe's fields, by default lam and r_max, for the largest certified radius on validation images.
+"""Searches a recipe's fields for the largest certified radius on validation images: by default those that its method
+declares, lam and r_max for the paper's.
 
 Trials are recipes, trained in run folders of their own and certified by Monte Carlo on the same images with the same
 noise; the test set is never touched. The same command resumes. The result is best_recipe.json, which `covkeras train`
@@ -17,7 +18,7 @@ import sys
 from pathlib import Path
 
 from covkeras.commands import cli
-from covkeras.experiments.recipe import TUNERS
+from covkeras.experiments.recipe import METHODS, TUNERS, objective_kind
 from covkeras.experiments.runs import recorded_recipe
 from covkeras.runtime.files import held, quoted, user_path, write_aside
 from covkeras.runtime.later import Later
@@ -25,6 +26,7 @@ from covkeras.runtime.later import Later
 precision = Later("covkeras.experiments.precision")
 report = Later("covkeras.reports.results")
 tuning = Later("covkeras.experiments.tuning")
+tuning_space = Later("covkeras.experiments.tuning_space")
 tuning_report = Later("covkeras.reports.search")
 
 EXAMPLES = """examples:
@@ -36,6 +38,16 @@ EXAMPLES = """examples:
 """
 
 
+def _declared() -> str:
+    """What each method declares for a search."""
+    listed = []
+    for method in METHODS:
+        known = objective_kind(method).hyperparameters().items()
+        ranges = [f"{name}={field.metadata['search']}" for name, field in known if field.metadata["search"]]
+        listed += [f"{method}: {' '.join(ranges)}"] if ranges else []
+    return "; ".join(listed)
+
+
 def parse(arguments=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=cli.Formatter, allow_abbrev=False
@@ -43,9 +55,9 @@ def parse(arguments=None) -> argparse.Namespace:
     parser.add_argument(
         "--search",
         nargs="+",
-        default=["lam=0:8", "r_max=0:0.4"],
         metavar="FIELD=RANGE",
-        help="LOW:HIGH, LOW:HIGH:log, or a list A,B,C, of any field of the recipe (default: lam=0:8 r_max=0:0.4)",
+        help="LOW:HIGH, LOW:HIGH:log, or a list A,B,C, of any field of the recipe or its method; FIELD alone: the "
+        f"range it declares (default: all that the method declares, {_declared()})",
     )
     parser.add_argument("--tuner", default="bayesian", choices=TUNERS, help="default: bayesian")
     parser.add_argument("--trials", type=int, default=12, help="at most (default: 12)")
@@ -54,7 +66,7 @@ def parse(arguments=None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=3, help="trainings of the best and of the baselines (default: 3)")
     parser.add_argument("--out", type=user_path, metavar="DIR", help="the search's folder (default: searches/RECIPE)")
     cli.add_environment_flags(parser)
-    cli.add_recipe_flags(parser)
+    cli.add_recipe_flags(parser, arguments)
     return parser.parse_args(arguments)
 
 
@@ -74,7 +86,8 @@ def work(flags, stop) -> None:
     recipe = cli.recipe_from(flags)
     if flags.show:
         return cli.show(flags, recipe)
-    space, objective = [tuning.Range.parse(text) for text in flags.search], tuning.Objective(flags.objective)
+    space = [tuning.Range.parse(text, recipe) for text in flags.search or []] or tuning_space.declared_space(recipe)
+    objective = tuning.Objective(flags.objective)
     folder = Path(flags.out or Path("searches") / recipe.name)
     recipe = precision.settled(recipe, recorded_recipe(folder / "search.json"), on=flags.devices)
     hypermodel = tuning.CertifiedHyperModel(recipe, space, folder, objective, cli.environment_from(flags, stop))

@@ -39,7 +39,7 @@ def parse(arguments=None) -> argparse.Namespace:
     )
     parser.add_argument("--run-dir", type=user_path, metavar="DIR", help="the run's folder (default: runs/RECIPE)")
     cli.add_environment_flags(parser)
-    cli.add_recipe_flags(parser)
+    cli.add_recipe_flags(parser, arguments)
     return parser.parse_args(arguments)
 
 

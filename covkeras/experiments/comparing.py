@@ -13,30 +13,19 @@ from covkeras.experiments.recipes import Recipe, scaled
 from covkeras.experiments.result import Result
 from covkeras.experiments.runs import RunFolder, claim_record
 from covkeras.objectives import METHODS
-from covkeras.runtime import devices
+from covkeras.runtime import devices, fields
 from covkeras.runtime.files import write_aside
 from covkeras.runtime.timing import interleave
-from covkeras.runtime.validation import check_between, check_choice
+from covkeras.runtime.validation import check_between
 
 BASELINE = "gaussian_augmentation"
-# What methods may differ in: how they train. All else belongs to the comparison.
-OWN_FIELDS = tuple(
-    f.name
-    for f in dataclasses.fields(Recipe)
-    if not f.name.startswith("certify_")
-    and f.name
-    not in ("name", "source", "data", "model", "method", "reference", "sigma", "seed", "image_size", "decay_epochs")
-)
+# What belongs to the comparison; methods may differ in all else: how they train.
+_SHARED = ("name", "source", "data", "model", "method", "reference", "sigma", "seed", "image_size", "decay_epochs")
 
 
-def published(recipe: Recipe, method: str) -> Recipe:
-    """Returns the recipe with a method's own weights, its authors'; the recipe's own method keeps the recipe's."""
-    if method == recipe.method:
-        return recipe
-    # What a method has no weights for is recorded as every comparison did.
-    unused = {} if METHODS[method].published("", recipe.sigma, 1, 0) else {"switch_epoch": 0, "noisy_mean": False}
-    unused |= {"lam": 4.0, "gamma": 8.0} if unused else {}
-    return recipe.with_method(method, **unused)
+def own_fields(recipe: Recipe) -> tuple[str, ...]:
+    """Returns the names of what a method of a comparison may be given: how it trains, and what it declares."""
+    return tuple(name for name in recipe.values() if name not in _SHARED and not name.startswith("certify_"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,23 +37,38 @@ class Entry:
 
     @classmethod
     def parse(cls, text: str, recipe: Recipe) -> "Entry":
-        """Reads "consistency" or "consistency:lam=5,antithetic=true"; other epochs scale the schedule with them.
+        """Reads "consistency", "consistency:lam=5,antithetic=true" or "package.module:Class:lam=5".
+
+        Other epochs scale the schedule with them. The recipe's own method
+        keeps the recipe's weights, another one has its authors'.
 
         Raises:
             ValueError: an unknown method or field, or a value that the field refuses.
         """
-        method, _, rest = text.partition(":")
-        check_choice("method", method, METHODS)
+        method, rest = _split(text)
+        own = recipe.with_method(method)
         changes = {}
         for part in filter(None, rest.split(",")):
             name, equals, value = part.partition("=")
             name = name.strip().replace("-", "_")
-            if not equals or name not in OWN_FIELDS:
-                raise ValueError(f"method {text!r} must be METHOD:FIELD=VALUE,..., FIELD one of {list(OWN_FIELDS)}.")
-            changes[name] = Recipe.value(name, value)
-        own = published(recipe, method)
+            if not equals or name not in own_fields(own):
+                known = list(own_fields(own))
+                raise ValueError(f"method {text!r} must be METHOD:FIELD=VALUE,..., FIELD one of {known}.")
+            changes[name] = fields.read(own.field(name), value)
         own = scaled(own, changes["epochs"]) if "epochs" in changes else own
         return cls(text, own.replace(reference="none", **changes))
+
+
+def _holds(record: dict | None, values: dict | None) -> bool:
+    return bool(record and values) and values.items() <= record.items()
+
+
+def _split(text: str) -> tuple[str, str]:
+    """The method, a name or an import path, and what it is given."""
+    method, _, rest = text.partition(":")
+    if method not in METHODS and "=" not in (name := rest.partition(":")[0]) and name:
+        return f"{method}:{name}", rest.partition(":")[2]
+    return method, rest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,9 +136,10 @@ class Comparison:
         """Returns each method's step times, and Gaussian augmentation's, measured in turns; measured once, and kept."""
         file = self.path / "steps.json"
         known = json.loads(file.read_text()) if file.exists() else {}
-        trained = {e.label: {f: getattr(e.recipe, f) for f in OWN_FIELDS} for e in entries}
+        trained = {e.label: {f: e.recipe.values()[f] for f in own_fields(e.recipe)} for e in entries}
         # A method that a newer covkeras gives other weights is timed again; the baseline's first times stay the unit.
-        current = [k for k, v in known.items() if k == BASELINE or v.get("trained") == trained.get(k)]
+        # An older record holds the fields of all methods.
+        current = [k for k, v in known.items() if k == BASELINE or _holds(v.get("trained"), trained.get(k))]
         missing = [e for e in entries if e.label not in current]
         if missing:
             sides = {BASELINE: Entry.parse(BASELINE, self.recipe)} | {e.label: e for e in missing}

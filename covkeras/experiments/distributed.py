@@ -101,7 +101,7 @@ class _Loop:
         self.steps = self.data.steps_per_epoch(recipe.batch_size)
         with strategy.scope():
             self.trainer = build_trainer(recipe, self.data)
-        checkpoints = CheckpointFolder(folder.checkpoints, recipe.digest())
+        checkpoints = CheckpointFolder(folder.checkpoints, folder.digest())
         self.epoch, self.step = checkpoints.restore(self.trainer) or (0, 0)
         self.asked = False
         self.callbacks = []

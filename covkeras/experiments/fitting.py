@@ -182,7 +182,7 @@ def _train(recipe: Recipe, folder: RunFolder, environment: Environment, title: s
     if strategy.num_replicas_in_sync == 1:
         with strategy.scope():
             warn_if_slow(recipe, lambda one: step_of(one, data))
-    checkpoints = CheckpointFolder(folder.checkpoints, recipe.digest())
+    checkpoints = CheckpointFolder(folder.checkpoints, folder.digest())
     epoch, step = checkpoints.restore(trainer) or (0, 0)
     folder.keep_history(epoch)
     saver = Checkpointing(checkpoints, steps, step, environment.minutes, environment.stop)

@@ -1,133 +1,151 @@
-"""Recipe: every hyperparameter of a run, with its range."""
+"""Recipe: every hyper-parameter of a run. Those of the method are what its objective declares."""
 
 import dataclasses
 import hashlib
+import importlib
 import json
-import math
+import os
+import sys
 
+from covkeras import objectives
 from covkeras.datasets.augmentation import AUGMENTATIONS
-from covkeras.runtime.validation import check_between, check_choice, check_count, check_enough
+from covkeras.runtime import fields
+from covkeras.runtime.validation import check_enough
 
+METHODS = tuple(objectives.METHODS)
 # Names alone, so that a recipe, and a command's --help, is there at once; a test holds them against what they name.
 MODELS = ("lenet", "lenet_5x5", "preact_resnet18")
-METHODS = (
-    *("gaussian_augmentation", "covariance_radius", "adjoint_radius", "macer", "consistency"),
-    *("cross_entropy", "truncated_lq"),
-)
-RADIUS_LOSSES, CLASSIFY_ON, GATES = ("hinge", "probit"), ("copy", "mean"), ("calibrated", "propagated")
 NOISES = ("lattice", "gaussian")
 CERTIFIED_PRECISIONS = ("float32", "bfloat16", "float16")
 TUNERS = ("random", "bayesian", "hyperband", "grid", "ablation")
 PRECISIONS = ("auto", "float32", "mixed_bfloat16", "mixed_float16")
 
 
-def objective_kind(method: str):
-    """Returns the class of a method's objective."""
-    from covkeras import objectives
+def objective_kind(method: str) -> type[objectives.Objective]:
+    """Returns the class of a method's objective, found by its name or its import path, "package.module:Class".
 
-    return objectives.METHODS[check_choice("method", method, METHODS)]
+    Raises:
+        ValueError: an unknown name; a path that leads to no subclass of Objective.
+    """
+    if method in objectives.METHODS:
+        return objectives.METHODS[method]
+    module, colon, name = str(method).partition(":")
+    if not colon:
+        known = ", ".join(METHODS)
+        raise ValueError(f"method must be one of {known}, or your own as PACKAGE.MODULE:CLASS, got {method!r}.")
+    # As `python -m` does: what lies in the folder that one works in is found, from an installed command too.
+    here = os.getcwd()
+    if here not in sys.path and "" not in sys.path:
+        sys.path.append(here)
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"method {method!r} can't be imported ({error}). Start the command in the folder that holds it, or "
+            "install it."
+        ) from None
+    if not (isinstance(found, type) and issubclass(found, objectives.Objective)):
+        raise ValueError(f"method {method!r} must be a subclass of covkeras.objectives.Objective, got {found!r}.")
+    return found
 
 
-def _field(default, help_text: str, **limits):
-    return dataclasses.field(default=default, metadata={"help": help_text, **limits})
+def _check_method(name, value, why):
+    if value != "none" or name == "method":
+        objective_kind(value)
+    return value
 
 
-def _number(default, help_text, low, high=math.inf, closed="neither"):
-    return _field(default, help_text, low=low, high=high, closed=closed)
+def _method(default: str, help: str) -> fields.Field:
+    made = fields.text(default, help)
+    return dataclasses.field(default=default, metadata={**made.metadata, "check": _check_method})
 
 
-def _count(default, help_text, low=1, high=None):
-    return _field(default, help_text, low=low, high=high)
-
-
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, init=False)
 class Recipe:
-    """Every hyperparameter of a run. Checked when made; see the fields' help for their meaning."""
+    """Every hyper-parameter of a run. Checked when made; see the fields' help for their meaning.
 
-    name: str = _field("digits", "the recipe's name")
-    source: str = _field("", "where its values come from")
-    data: str = _field("digits", "data set")
-    model: str = _field("lenet", "classifier", choices=MODELS)
-    method: str = _field("covariance_radius", "what training minimises", choices=METHODS)
-    reference: str = _field(
-        "gaussian_augmentation", "method trained beside it for comparison", choices=(*METHODS, "none")
-    )
-    sigma: float = _number(0.5, "noise level in [0, 1] pixel units", 0)
-    lam: float = _number(4.0, "weight of the robustness loss", 0, closed="left")
-    gamma: float = _number(
-        8.0,
-        "hinge offset: a radius for covariance_radius, sd for adjoint_radius, a difference of quantiles for macer",
-        0,
-    )
-    r_max: float = _number(0.1, "bound on the correlation between pixels", 0, 1, closed="left")
-    switch_epoch: int = _count(0, "epoch (from 0) at which lam is switched on", 0)
-    num_copies: int = _count(0, "noisy copies of macer (0 = 16) and consistency (0 = 2)", 0)
-    eta: float = _number(0.5, "weight of consistency's entropy", 0, closed="left")
-    antithetic: bool = _field(False, "the two copies of consistency are x + eps and x - eps")
-    radius_loss: str = _field("hinge", "adjoint_radius's loss of the radius", choices=RADIUS_LOSSES)
-    classify_on: str = _field(
-        "copy",
-        "adjoint_radius's cross-entropy: a noisy copy, or the propagated mean",
-        choices=CLASSIFY_ON,
-    )
-    gates: str = _field(
-        "calibrated",
-        "adjoint_radius's gates: measured on the copy at hand, or propagated",
-        choices=GATES,
-    )
-    sampled_share: float = _number(0.0, "share of the noise adjoint_radius samples, not propagates", 0, 1, "both")
-    radius_every: int = _count(1, "adjoint_radius estimates the radius of every k-th image of a batch")
-    consistency: float = _number(0.0, "weight of Consistency's divergence within adjoint_radius", 0, closed="left")
-    noisy_mean: bool = _field(False, "add one noise sample to the input's mean (published code, not the paper)")
-    stop_covariance_gradient: bool = _field(False, "take the covariance as a constant (published code, not the paper)")
-    relu_inflation: float = _number(
-        0.0, "times I added to the covariance at every ReLU (published code: .1)", 0, closed="left"
-    )
-    covariance_bound: bool = _field(
-        False, "+2|S_12| for -2 S_12 in the margin's variance (published code, not the paper)"
-    )
-    sigma_free_hinge: bool = _field(False, "hinge on radius / sigma (published code, not the paper)")
-    drop_share: float = _number(
-        0.0, "share of images whose classification loss is dropped (noisy labels)", 0, 1, "left"
-    )
-    drop_epoch: int = _count(0, "epoch (from 0) from which it is dropped, or L_q truncated", 0)
-    drop_smallest: bool = _field(False, "drop the images with the smallest propagated radius, not the largest")
-    label_noise: float = _number(0.0, "rate of pair flips of the training labels, i to i + 1", 0, 1, "left")
-    lq: float = _number(0.7, "q of the truncated L_q loss", 0, 1, "right")
-    lq_floor: float = _number(0.5, "probability below which L_q is truncated", 0, 1, "left")
-    augmentation: str = _field("none", "random changes of the training images", choices=AUGMENTATIONS)
-    image_size: int = _count(0, "height and width to resize to; 0 = as stored", 0)
-    train_images: int = _count(0, "training images to use; 0 = all", 0)
-    epochs: int = _count(30, "passes over the training images")
-    batch_size: int = _count(64, "images per step, over all devices")
-    learning_rate: float = _number(0.01, "of SGD, at the start", 0)
-    decay_epochs: tuple[int, ...] = _field((), "epochs after which the learning rate is multiplied by --decay")
-    decay: float = _number(0.1, "factor on the learning rate", 0, 1, closed="right")
-    momentum: float = _number(0.9, "of SGD", 0, 1, closed="left")
-    weight_decay: float = _number(0.0, "of SGD, decoupled", 0, closed="left")
-    precision: str = _field(
-        "auto", "arithmetic of the layers; auto = the fastest on this device, recorded", choices=PRECISIONS
-    )
-    seed: int = _count(0, "of weights, order, training and certification noise", 0, 2**31 - 1)
-    certify_images: int = _count(200, "test images to certify")
-    certify_n0: int = _count(100, "samples to choose the class")
-    certify_n: int = _count(10_000, "samples to bound its probability", high=10_000_000)
-    certify_alpha: float = _number(0.001, "probability that a certificate is wrong", 0, 1)
-    certify_noise: str = _field("lattice", "noise of certification: exact, or float32's", choices=NOISES)
-    certify_shared_noise: bool = _field(False, "one stream of noise for all images: faster, correlated errors")
-    certify_precision: str = _field(
-        "own", "arithmetic of the certified classifier; own = as trained", choices=("own", *CERTIFIED_PRECISIONS)
-    )
-    certify_batch: int = _count(0, "noisy copies per forward pass; 0 = by the image's size", 0)
+    `hyper` holds those of the method, all that its objective declares and the recipe has no field for: `recipe.lam` and
+    `Recipe(lam=2.0)` are theirs.
+    """
 
-    def __post_init__(self):
-        for field in dataclasses.fields(self):
-            object.__setattr__(self, field.name, _checked(field, getattr(self, field.name)))
+    name: str = fields.text("digits", "the recipe's name")
+    source: str = fields.text("", "where its values come from")
+    data: str = fields.text("digits", "data set")
+    model: str = fields.choice("lenet", "classifier", MODELS)
+    method: str = _method(
+        "covariance_radius", f"what training minimises: {', '.join(METHODS)}, or PACKAGE.MODULE:CLASS"
+    )
+    reference: str = _method("gaussian_augmentation", "method trained beside it for comparison, or none")
+    sigma: float = fields.sigma()
+    r_max: float = fields.r_max()
+    label_noise: float = fields.number(0.0, "rate of pair flips of the training labels, i to i + 1", 0, 1, "left")
+    augmentation: str = fields.choice("none", "random changes of the training images", AUGMENTATIONS)
+    image_size: int = fields.count(0, "height and width to resize to; 0 = as stored", 0)
+    train_images: int = fields.count(0, "training images to use; 0 = all", 0)
+    epochs: int = fields.count(30, "passes over the training images")
+    batch_size: int = fields.count(64, "images per step, over all devices")
+    learning_rate: float = fields.number(0.01, "of SGD, at the start", 0, search="0.001:0.1:log")
+    decay_epochs: tuple[int, ...] = fields.epochs((), "epochs after which the learning rate is multiplied by --decay")
+    decay: float = fields.number(0.1, "factor on the learning rate", 0, 1, "right")
+    momentum: float = fields.number(0.9, "of SGD", 0, 1, "left")
+    weight_decay: float = fields.number(0.0, "of SGD, decoupled", 0, closed="left", search="0.00001:0.01:log")
+    precision: str = fields.choice(
+        "auto", "arithmetic of the layers; auto = the fastest on this device, recorded", PRECISIONS
+    )
+    seed: int = fields.count(0, "of weights, order, training and certification noise", 0, 2**31 - 1)
+    certify_images: int = fields.count(200, "test images to certify")
+    certify_n0: int = fields.count(100, "samples to choose the class")
+    certify_n: int = fields.count(10_000, "samples to bound its probability", high=10_000_000)
+    certify_alpha: float = fields.number(0.001, "probability that a certificate is wrong", 0, 1)
+    certify_noise: str = fields.choice("lattice", "noise of certification: exact, or float32's", NOISES)
+    certify_shared_noise: bool = fields.switch(False, "one stream of noise for all images: faster, correlated errors")
+    certify_precision: str = fields.choice(
+        "own", "arithmetic of the certified classifier; own = as trained", ("own", *CERTIFIED_PRECISIONS)
+    )
+    certify_batch: int = fields.count(0, "noisy copies per forward pass; 0 = by the image's size", 0)
+    hyper: dict = dataclasses.field(default_factory=dict, hash=False)
+
+    def __init__(self, hyper: dict | None = None, **values):
+        own = self.own_fields()
+        given = {**(hyper or {}), **{name: value for name, value in values.items() if name not in own}}
+        for name, field in own.items():
+            object.__setattr__(self, name, fields.check(field, values.get(name, field.default)))
+        declared = self.declared()
+        if unknown := sorted(set(given) - set(declared)):
+            raise ValueError(
+                f"recipe has unknown fields {unknown}; {self.method} has {', '.join(declared) or 'none of its own'}, "
+                f"and every recipe has {', '.join(own)}."
+            )
+        checked = {name: fields.check(field, given.get(name, field.default)) for name, field in declared.items()}
+        object.__setattr__(self, "hyper", checked)
         check_enough("certify_n", self.certify_n, self.certify_alpha)
 
+    def __getattr__(self, name):
+        hyper = vars(self).get("hyper", {})
+        if name in hyper:
+            return hyper[name]
+        raise AttributeError(f"recipe has no {name!r}; of its method {vars(self).get('method')} it has {list(hyper)}")
+
+    @classmethod
+    def own_fields(cls) -> dict[str, fields.Field]:
+        """Returns what every recipe has, {name: field}."""
+        return {name: field for name, field in fields.fields_of(cls).items() if name != "hyper"}
+
+    def declared(self) -> dict[str, fields.Field]:
+        """Returns what the recipe's method declares besides, {name: field}."""
+        return own_hyperparameters(self.method)
+
+    def field(self, name: str) -> fields.Field | None:
+        """Returns a field of the recipe or of its method by its name."""
+        return self.own_fields().get(name) or self.declared().get(name)
+
+    def values(self) -> dict:
+        """Returns {name: value}: the recipe's fields, then its method's."""
+        return {**{name: getattr(self, name) for name in self.own_fields()}, **self.hyper}
+
     def replace(self, **changes) -> "Recipe":
-        """Returns a copy with other values."""
-        return dataclasses.replace(self, **changes)
+        """Returns a copy with other values; of another method, as `with_method`."""
+        return self.with_method(**{"method": self.method, **changes})
 
     def with_method(self, method: str, **changes) -> "Recipe":
         """Returns a copy for another method, with what that one's authors publish for these data and this sigma.
@@ -135,70 +153,64 @@ class Recipe:
         The recipe's weights are its own method's. Every program changes methods this way, so that a method trains the
         same from each. changes: fields that are told otherwise.
         """
-        other = self.replace(**changes)
         if method == self.method:
-            return other
-        own = objective_kind(method).published(other.data, other.sigma, other.epochs, other.switch_epoch)
-        # What a method publishes nothing about is as it was before there was a method to tune.
-        own = {"lam": 4.0, "gamma": 8.0, "switch_epoch": 0, "noisy_mean": False, **own} if own else {}
-        return self.replace(**{"method": method, **own, **changes})
+            return Recipe(**{**self.values(), **changes})
+        shared = {name: getattr(self, name) for name in self.own_fields()}
+        shared |= {name: value for name, value in changes.items() if name in shared} | {"method": method}
+        switch_epoch = changes.get("switch_epoch", self.hyper.get("switch_epoch", 0))
+        kind = objective_kind(method)
+        own = kind.published(shared["data"], shared["sigma"], shared["epochs"], switch_epoch)
+        return Recipe(**{**shared, **own, **changes})
 
     def diff(self, other: "Recipe") -> dict[str, tuple]:
-        """Returns {field: (here, there)} of the fields that differ."""
-        pairs = ((f.name, getattr(self, f.name), getattr(other, f.name)) for f in dataclasses.fields(self))
-        return {name: (here, there) for name, here, there in pairs if here != there}
+        """Returns {field: (here, there)} of the fields that differ; None where one has no such field."""
+        here, there = self.values(), other.values()
+        pairs = ((name, here.get(name), there.get(name)) for name in {**here, **there})
+        return {name: (a, b) for name, a, b in pairs if a != b}
 
     def digest(self) -> str:
         """Returns 16 hexadecimal digits that identify the values."""
-        return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
-
-    @classmethod
-    def value(cls, name: str, text: str):
-        """Returns a field's value from its text, checked. Raises ValueError."""
-        kind = cls.__dataclass_fields__[name].type
-        try:
-            value = {"true": True, "false": False}[text.strip().lower()] if kind is bool else kind(text.strip())
-        except (ValueError, KeyError):
-            raise ValueError(f"{name} must be {kind.__name__}, got {text!r}.") from None
-        cls(**{name: value})
-        return value
+        return digest_of(self.to_json())
 
     def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+        own = {name: getattr(self, name) for name in self.own_fields()}
+        return json.dumps({**own, "hyper": self.hyper}, indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> "Recipe":
-        """Reads `to_json`'s text. Raises ValueError naming an unknown field, with those that are known."""
+        """Reads `to_json`'s text, a part of it, or one of a version in which every recipe had every method's fields.
+
+        Raises:
+            ValueError: an unknown field, with those that are known.
+        """
         values = json.loads(text)
-        known = [f.name for f in dataclasses.fields(cls)]
-        unknown = sorted(set(values) - set(known))
-        if unknown:
-            raise ValueError(f"recipe has unknown fields {unknown}; known are {', '.join(known)}.")
+        values = {**values, **values.pop("hyper", {})}
+        method = values.pop("method", cls.method)
+        if _of_an_older_version(values):
+            values = {k: v for k, v in values.items() if k in cls.own_fields() or k in own_hyperparameters(method)}
+        if method == cls.method:
+            return cls(method=method, **values)
         # A file that names a method and not its weights means the method's.
-        return cls().with_method(**{"method": cls.method, **values})
+        return cls().with_method(method, **values)
 
-    def objective(self, method: str | None = None):
-        """Builds the objective of `method` (by default the recipe's own) from the fields it takes."""
-        method = method or self.method
-        kind = objective_kind(method)
-        return kind(**{name: getattr(self, name) for name in kind.hyperparameters()})
+    def objective(self, method: str | None = None) -> objectives.Objective:
+        """Builds the objective of `method` (by default the recipe's own) from the values it takes."""
+        recipe = self.with_method(method or self.method)
+        kind, values = objective_kind(recipe.method), recipe.values()
+        return kind(**{name: values[name] for name in kind.hyperparameters()})
 
 
-def _checked(field: dataclasses.Field, value):
-    """The value, of the field's type and in its range; else an error that names both."""
-    limits, name = field.metadata, field.name
-    if "choices" in limits:
-        return check_choice(name, value, limits["choices"])
-    if field.type is float:
-        return check_between(
-            name, value, limits["low"], limits["high"], limits["closed"], f"It is the {limits['help']}."
-        )
-    if field.type is int:
-        return check_count(name, value, limits["low"], limits["high"])
-    if field.type is bool and not isinstance(value, bool):
-        raise ValueError(f"{name} must be true or false, got {value!r}.")
-    if field.type is str and not isinstance(value, str):
-        raise ValueError(f"{name} must be text, got {value!r}.")
-    if name == "decay_epochs":
-        return tuple(check_count("decay_epochs", v) for v in value)
-    return value
+def own_hyperparameters(method: str) -> dict[str, fields.Field]:
+    """Returns what a method declares that no recipe has without it, {name: field}."""
+    own = Recipe.own_fields()
+    return {name: field for name, field in objective_kind(method).hyperparameters().items() if name not in own}
+
+
+def digest_of(text: str) -> str:
+    """Returns 16 hexadecimal digits that identify a recipe's text."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _of_an_older_version(values: dict) -> bool:
+    """Whether a file was written when every recipe had the fields of all methods, which mattered to their own alone."""
+    return {"source", "lam", "gamma", "noisy_mean", "certify_alpha"} <= set(values)

@@ -81,11 +81,14 @@ def scaled(recipe: Recipe, epochs: int) -> Recipe:
     share = epochs / recipe.epochs
     decays = sorted({max(1, round(share * e)) for e in recipe.decay_epochs})
     return recipe.replace(
-        epochs=epochs,
-        switch_epoch=int(share * recipe.switch_epoch),
-        drop_epoch=int(share * recipe.drop_epoch),
-        decay_epochs=tuple(decays),
+        epochs=epochs, decay_epochs=tuple(decays), **_epochs_of_the_method(recipe, lambda epoch: int(share * epoch))
     )
+
+
+def _epochs_of_the_method(recipe: Recipe, scale) -> dict[str, int]:
+    """What the method declares of the schedule, scaled."""
+    declared = recipe.declared().items()
+    return {name: scale(recipe.hyper[name]) for name, field in declared if field.metadata.get("epoch")}
 
 
 def smoke(recipe: Recipe) -> Recipe:
@@ -95,8 +98,7 @@ def smoke(recipe: Recipe) -> Recipe:
     return recipe.replace(
         name=f"{recipe.name}-smoke",
         epochs=epochs,
-        switch_epoch=min(recipe.switch_epoch, 1),
-        drop_epoch=min(recipe.drop_epoch, 1),
+        **_epochs_of_the_method(recipe, lambda epoch: min(epoch, 1)),
         decay_epochs=(2,) if recipe.decay_epochs else (),
         batch_size=4 if large else 32,
         train_images=16 if large else 640,

@@ -1,12 +1,11 @@
 """A run is one folder: recipe.json, classifier.keras, checkpoints/, history.csv, certificates.tsv, report/, export/."""
 
 import csv
-import dataclasses
 import json
 import os
 from pathlib import Path
 
-from covkeras.experiments.recipes import Recipe
+from covkeras.experiments.recipe import Recipe, digest_of
 from covkeras.runtime.files import held, is_taken, write_aside
 
 
@@ -85,6 +84,11 @@ class RunFolder:
     def recipe(self) -> Recipe:
         return Recipe.from_json(self.recipe_file.read_text())
 
+    def digest(self) -> str:
+        """Returns what identifies the recipe that was recorded, as it was written: a newer version may write it in
+        another way, and its checkpoints stay the run's."""
+        return digest_of(self.recipe_file.read_text())
+
     def recorded(self) -> Recipe | None:
         """The recipe of a folder that was begun, else None."""
         return self.recipe() if self.recipe_file.exists() else None
@@ -137,7 +141,7 @@ def claim_record(file: Path, here: dict, kind: str) -> None:
     Raises:
         ValueError: the record says something else (the differences are listed), or the folder holds other files.
     """
-    values = {**here, "recipe": dataclasses.asdict(here["recipe"])}
+    values = {**here, "recipe": json.loads(here["recipe"].to_json())}
     if file.exists():
         there = json.loads(file.read_text())
         # A recipe of an older version lacks fields, which then had their defaults.

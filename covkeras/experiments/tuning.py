@@ -12,7 +12,7 @@ from covkeras.experiments import fitting, jobs
 from covkeras.experiments.recipe import TUNERS
 from covkeras.experiments.recipes import Recipe, scaled
 from covkeras.experiments.runs import RunFolder, claim_record
-from covkeras.experiments.tuning_space import Objective, Range
+from covkeras.experiments.tuning_space import Objective, Range, check_space
 from covkeras.runtime.devices import strategy
 from covkeras.runtime.interrupts import Interrupted
 from covkeras.runtime.validation import check_between, check_choice, check_count
@@ -39,6 +39,7 @@ class CertifiedHyperModel(kt.HyperModel):
     ):
         super().__init__(name="certified")
         self.recipe, self.space, self.folder = recipe, tuple(space), Path(folder)
+        check_space(self.space, recipe)
         self.objective, self.environment = objective, environment
         self.data = fitting.load_training(recipe, environment)
 
@@ -51,9 +52,7 @@ class CertifiedHyperModel(kt.HyperModel):
 
     def trial_recipe(self, hp: kt.HyperParameters) -> Recipe:
         """Returns the recipe of a trial's values."""
-        recipe = self.recipe.with_method(
-            **{"method": self.recipe.method, **{one.field: one.declare(hp) for one in self.space}}
-        )
+        recipe = self.recipe.replace(**{one.field: one.declare(hp) for one in self.space})
         return scaled(recipe, hp.values["tuner/epochs"]) if "tuner/epochs" in hp.values else recipe
 
     def build(self, hp):
@@ -87,7 +86,8 @@ class CertifiedHyperModel(kt.HyperModel):
 
 def label(recipe: Recipe, space: Sequence[Range]) -> str:
     """Names a trial by what differs: "lam 4, r_max 0.1"."""
-    values = ((one.field, getattr(recipe, one.field)) for one in space)
+    # A baseline of another method has no such field.
+    values = ((one.field, recipe.values()[one.field]) for one in space if one.field in recipe.values())
     return ", ".join(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in values)
 
 
@@ -118,7 +118,8 @@ class AblationOracle(kt.Oracle):
 
 def designs(hypermodel: CertifiedHyperModel) -> list[dict]:
     """Returns the values of an ablation's trials: one field at a time over its list, the others as in the recipe."""
-    base = {one.field: getattr(hypermodel.recipe, one.field) for one in hypermodel.space}
+    values = hypermodel.recipe.values()
+    base = {one.field: values.get(one.field, one.values[0]) for one in hypermodel.space}
     made = []
     for one in hypermodel.space:
         for value in one.values:
@@ -229,7 +230,7 @@ def trials_of(oracle, hypermodel: CertifiedHyperModel) -> list[Trial]:
 def baselines(recipe: Recipe) -> dict[str, Recipe]:
     """Returns what must stand beside any winner: the method without its robustness loss, and noise alone."""
     plain = {"gaussian_augmentation": recipe.with_method("gaussian_augmentation")}
-    return plain if recipe.method == "gaussian_augmentation" else {"lam 0": recipe.replace(lam=0.0), **plain}
+    return {"lam 0": recipe.replace(lam=0.0), **plain} if "lam" in recipe.hyper else plain
 
 
 def over_seeds(hypermodel: CertifiedHyperModel, recipe: Recipe, seeds: int) -> np.ndarray:

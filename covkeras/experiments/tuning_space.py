@@ -2,14 +2,25 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import keras_tuner as kt
 
 from covkeras.certification.certificates import average_certified_radius, certified_accuracy
-from covkeras.experiments.recipes import Recipe
+from covkeras.experiments.recipe import METHODS, Recipe, objective_kind, own_hyperparameters
+from covkeras.runtime import fields
 
-_FIELDS = {field.name: field for field in dataclasses.fields(Recipe)}
 _NOT_SEARCHED = ("name", "source", "data", "reference", "decay_epochs", "seed")
+
+
+def searchable(recipe: Recipe) -> dict[str, fields.Field]:
+    """Returns what a search may vary, {name: field}: the recipe's fields, its method's, and those of other methods,
+    which a search over methods may name."""
+    others = [own_hyperparameters(method) for method in METHODS]
+    # Last what the method declares: the range of a field that recipes have too, such as r_max, is the method's.
+    declared = objective_kind(recipe.method).hyperparameters()
+    every = {name: field for one in [*others, recipe.own_fields(), declared] for name, field in one.items()}
+    return {n: field for n, field in every.items() if n not in _NOT_SEARCHED and not n.startswith("certify_")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,38 +38,66 @@ class Range:
     values: tuple = ()
 
     @classmethod
-    def parse(cls, text: str) -> "Range":
-        """Reads "lam=0:8", "learning_rate=0.001:0.1:log" or "r_max=0,0.1,0.2".
+    def parse(cls, text: str, recipe: Recipe = Recipe()) -> "Range":
+        """Reads "lam=0:8", "learning_rate=0.001:0.1:log" or "r_max=0,0.1,0.2"; "lam" alone is the range it declares.
 
         Raises:
             ValueError: an unknown field, an empty or inverted range, a value that the field refuses.
         """
         name, equals, rest = text.partition("=")
         name = name.strip().replace("-", "_")
-        searchable = [f for f in _FIELDS if f not in _NOT_SEARCHED and not f.startswith("certify_")]
-        if not equals or name not in searchable:
-            raise ValueError(f"search {text!r} must be FIELD=LOW:HIGH or FIELD=A,B,C, FIELD one of {searchable}.")
+        known = searchable(recipe)
+        if name not in known:
+            raise ValueError(f"search {text!r} must be FIELD=LOW:HIGH or FIELD=A,B,C, FIELD one of {list(known)}.")
+        field = known[name]
+        rest = rest if equals else field.metadata.get("search", "")
+        if not equals and not rest:
+            raise ValueError(f"search {text!r} must be FIELD=LOW:HIGH or FIELD=A,B,C: {name} declares no range.")
         if "," in rest or ":" not in rest:
-            values = tuple(Recipe.value(name, v) for v in rest.split(",") if v.strip())
+            values = tuple(fields.read(field, v) for v in rest.split(",") if v.strip())
             if not values or len(set(values)) < len(values):
                 raise ValueError(f"search {text!r} must list different values, such as {name}=1,2.")
             return cls(name, values=values)
         low, high, *scale = rest.split(":")
-        if scale not in ([], ["log"]) or _FIELDS[name].type not in (float, int):
+        if scale not in ([], ["log"]) or type(field.default) not in (float, int):
             raise ValueError(f"search {text!r} must be FIELD=LOW:HIGH[:log] of numbers, or a list FIELD=A,B,C.")
-        low, high = Recipe.value(name, low), Recipe.value(name, high)
+        low, high = fields.read(field, low), fields.read(field, high)
         if low >= high or (scale and low <= 0):
             raise ValueError(f"search {text!r} must have LOW below HIGH{', both above 0 for log' if scale else ''}.")
         return cls(name, low, high, bool(scale))
 
     def declare(self, hp: kt.HyperParameters):
         """Registers the range with keras-tuner and returns the field's value in this trial."""
-        kind = _FIELDS[self.field].type
+        # As it was read: whole numbers for a field of whole numbers.
+        kind = type(self.values[0] if self.values else self.low)
         if self.values:
             # keras-tuner makes 0 and 1 of booleans.
             return kind(hp.Choice(self.field, list(self.values), ordered=kind in (float, int)))
         number = hp.Int if kind is int else hp.Float
         return number(self.field, self.low, self.high, sampling="log" if self.log else "linear")
+
+
+def declared_space(recipe: Recipe) -> list[Range]:
+    """Returns the ranges that the recipe's method declares for a search.
+
+    Raises:
+        ValueError: it declares none.
+    """
+    declared = objective_kind(recipe.method).hyperparameters().items()
+    names = [name for name, field in declared if field.metadata.get("search")]
+    if not names:
+        raise ValueError(f"method {recipe.method} declares nothing to search: give --search, such as learning_rate.")
+    return [Range.parse(name, recipe) for name in names]
+
+
+def check_space(space: Sequence[Range], recipe: Recipe) -> None:
+    """Refuses a range of what a method of the search doesn't have. Raises ValueError."""
+    methods = next((one.values for one in space if one.field == "method"), (recipe.method,))
+    for one in space:
+        for method in methods:
+            if one.field not in recipe.own_fields() and one.field not in own_hyperparameters(method):
+                known = ", ".join(own_hyperparameters(method)) or "nothing of its own"
+                raise ValueError(f"search {one.field!r} must be a field of the method {method}, which has {known}.")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,6 +11,7 @@ from covkeras.objectives.cross_entropy import CrossEntropy, TruncatedLq
 from covkeras.objectives.gaussian_augmentation import GaussianAugmentation
 from covkeras.objectives.macer import Macer
 from covkeras.objectives.terms import Terms
+from covkeras.runtime import fields
 
 METHODS = {
     o.name: o
@@ -28,4 +29,5 @@ __all__ = [
     "Objective",
     "Terms",
     "TruncatedLq",
+    "fields",
 ]

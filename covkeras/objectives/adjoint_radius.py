@@ -3,17 +3,15 @@
 import dataclasses
 import math
 
-import keras
-from keras import ops
-
-from covkeras.moments.adjoint import adjoint_margin, measured_gates, noisy_pass
-from covkeras.moments.network import MomentNetwork
-from covkeras.moments.rectifiers import PLAIN, gaussian_cdf
 from covkeras.objectives.base import Objective, nearest
 from covkeras.objectives.consistency import PUBLISHED_LAM, consistency_terms
 from covkeras.objectives.copies import logits_of
 from covkeras.objectives.terms import Terms, cross_entropy
-from covkeras.runtime.validation import check_between, check_choice, check_count, check_r_max, check_sigma
+from covkeras.runtime import fields
+from covkeras.runtime.later import Later
+
+keras, ops = Later("keras"), Later("keras.ops")
+adjoint, moments, rectifiers = (Later(f"covkeras.moments{m}") for m in (".adjoint", "", ".rectifiers"))
 
 RADIUS_LOSSES = ("hinge", "probit")
 CLASSIFY_ON = ("copy", "mean")
@@ -25,32 +23,18 @@ _CALIBRATED = 64
 _LAM, _GAMMA = (1.0, 1.0, 0.2), (3.0, 3.0, 1.5)
 
 
-@keras.saving.register_keras_serializable("covkeras")
 class AdjointRadius(Objective):
     """Cross-entropy plus lam times a loss of the margin's mean over its standard deviation, m / sd = radius / sigma.
 
     m and sd are those of `adjoint_margin`: to first order sd = sigma |grad_x m|, with every correlation between pixels
     in it. The gates' s are constants to the gradient: a network can't meet the loss by making them small.
 
-    Args:
-        sigma: noise level, in [0, 1] pixel units.
-        lam: weight of the robustness loss, >= 0.
-        gamma: offset of the radius loss, in units of sd, > 0.
-        radius_loss: "hinge", max(0, gamma - m / sd) on the correctly classified, or "probit", -log Phi(m / sd - gamma)
-            on all (its tangent below -3).
-        classify_on: "copy", cross-entropy at one noisy copy, or "mean", of the propagated mean.
-        gates: "calibrated", the s that the copy at hand shows, or "propagated", of the propagated covariance; unused
-            where all noise is sampled.
-        r_max: bound on the correlation between pixels, for propagated gates.
-        sampled_share: the share of the noise's variance that is sampled rather than propagated: moments start at
-            x + sqrt(share) sigma eps. 0 propagates all of it. 1 samples all: then sd = sigma |grad m(x + sigma eps)|,
-            the ReLUs their own gates, and E sd^2 is Poincare's upper bound of Var m, for any network.
-        radius_every: the radius of every k-th image of a batch is estimated: 1 is all. For the cost of every k-th step
-            a smoother gradient than that gives.
-        consistency: weight of Consistency's divergence between two copies; 0 leaves the second copy out.
-        eta: weight of Consistency's entropy, where there is one.
-        antithetic: that pair is x + eps and x - eps instead of independent copies.
-        switch_epoch: the epoch (from 0) at which lam is switched on.
+    radius_loss: "hinge" is max(0, gamma - m / sd) on the correctly classified, "probit" -log Phi(m / sd - gamma) on all
+    (its tangent below -3). classify_on: cross-entropy at one noisy "copy", or of the propagated "mean". gates:
+    "calibrated" are the s that the copy at hand shows; "propagated", of the propagated covariance, with r_max; unused
+    where all noise is sampled. sampled_share: moments start at x + sqrt(share) sigma eps; at 1 sd is
+    sigma |grad m(x + sigma eps)|, the ReLUs their own gates, and E sd^2 is Poincare's upper bound of Var m, for any
+    network. radius_every: for the cost of every k-th step a smoother gradient than that gives.
 
     Calibrated gates are measured on each replica's own images, and every k-th is one of its own: two replicas equal one
     in the mean, not digit by digit.
@@ -61,35 +45,22 @@ class AdjointRadius(Objective):
 
     name = "adjoint_radius"
 
-    def __init__(
-        self,
-        sigma: float = 0.5,
-        lam: float = 1.0,
-        gamma: float = 2.0,
-        radius_loss: str = "hinge",
-        classify_on: str = "copy",
-        gates: str = "calibrated",
-        r_max: float = 0.1,
-        sampled_share: float = 0.0,
-        radius_every: int = 1,
-        consistency: float = 0.0,
-        eta: float = 0.5,
-        antithetic: bool = False,
-        switch_epoch: int = 0,
-    ):
-        self.sigma = check_sigma(sigma)
-        self.lam = check_between("lam", lam, 0, math.inf, closed="left")
-        self.gamma = check_between("gamma", gamma, 0, math.inf)
-        self.radius_loss = check_choice("radius_loss", radius_loss, RADIUS_LOSSES)
-        self.classify_on = check_choice("classify_on", classify_on, CLASSIFY_ON)
-        self.gates = check_choice("gates", gates, GATES)
-        self.r_max = check_r_max(r_max)
-        self.sampled_share = check_between("sampled_share", sampled_share, 0, 1, closed="both")
-        self.radius_every = check_count("radius_every", radius_every)
-        self.consistency = check_between("consistency", consistency, 0, math.inf, closed="left")
-        self.eta = check_between("eta", eta, 0, math.inf, closed="left")
-        self.antithetic = bool(antithetic)
-        self.switch_epoch = check_count("switch_epoch", switch_epoch, 0)
+    lam: float = fields.number(1.0, "weight of the radius loss", 0, closed="left", search="0:2")
+    gamma: float = fields.number(2.0, "offset of the radius loss, in sd of the margin", 0, search="1:4")
+    radius_loss: str = fields.choice("hinge", "loss of the radius", RADIUS_LOSSES)
+    classify_on: str = fields.choice("copy", "cross-entropy of a noisy copy, or of the propagated mean", CLASSIFY_ON)
+    gates: str = fields.choice("calibrated", "measured on the copy at hand, or propagated", GATES)
+    r_max: float = fields.r_max()
+    sampled_share: float = fields.number(0.0, "share of the noise that is sampled, not propagated", 0, 1, "both")
+    radius_every: int = fields.count(1, "the radius of every k-th image of a batch is estimated")
+    consistency: float = fields.number(
+        0.0, "weight of Consistency's divergence between two copies; 0 leaves the second copy out", 0, closed="left"
+    )
+    eta: float = fields.number(0.5, "weight of Consistency's entropy, where there is one", 0, closed="left")
+    antithetic: bool = fields.switch(False, "its pair is x + eps and x - eps instead of independent copies")
+    switch_epoch: int = fields.count(0, "epoch (from 0) at which lam is switched on", 0, epoch=True)
+
+    def check(self) -> None:
         if self.consistency and self.classify_on == "mean":
             raise ValueError("consistency compares two noisy copies: it needs classify_on='copy'.")
         if self.classify_on == "mean" and self.radius_every > 1:
@@ -121,7 +92,7 @@ class AdjointRadius(Objective):
                 "the batch's statistics."
             )
         # Where nothing is propagated no sigma matters to the moments: the gates are the ReLUs' own.
-        self.network = MomentNetwork(classifier, self._spread or self.sigma, self.r_max)
+        self.network = moments.MomentNetwork(classifier, self._spread or self.sigma, self.r_max)
 
     def __call__(self, images, labels, noise, context) -> Terms:
         """images (batch, h, w, c), labels (batch,), noise (copies, batch, h, w, c) standard normal -> Terms.
@@ -169,16 +140,18 @@ class AdjointRadius(Objective):
 
     def _margin(self, base, labels, noise, context):
         # The plain loops: through two derivatives they are faster than the compiled ones (3.4 against 3.9 steps).
-        context = dataclasses.replace(context, kernels=PLAIN)
+        context = dataclasses.replace(context, kernels=rectifiers.PLAIN)
         gates = None
         if self.sampled_share == 1:
             gates = _rectifiers_themselves
         elif self.gates == "calibrated":
             # A pass of their own: the classifier's keeps its fused layers, and a few images show a channel's scale.
             copies = base[:_CALIBRATED] + self._spread * noise[:_CALIBRATED]
-            _, units = noisy_pass(self.network, copies, dataclasses.replace(context, training=False, regularise=False))
-            gates = measured_gates([ops.stop_gradient(unit) for unit in units])
-        return adjoint_margin(self.network, base, gates, kappa=False, labels=labels, context=context)
+            _, units = adjoint.noisy_pass(
+                self.network, copies, dataclasses.replace(context, training=False, regularise=False)
+            )
+            gates = adjoint.measured_gates([ops.stop_gradient(unit) for unit in units])
+        return adjoint.adjoint_margin(self.network, base, gates, kappa=False, labels=labels, context=context)
 
     def _loss(self, estimate):
         """(images,), of the margin's mean over its sd."""
@@ -202,4 +175,4 @@ def log_gaussian_cdf(z):
     value = 0.5 * math.erfc(-low * math.sqrt(0.5))
     slope = math.exp(-0.5 * low * low) / math.sqrt(2.0 * math.pi) / value
     tail = math.log(value) + slope * ops.minimum(z - low, 0.0)
-    return ops.where(z < low, tail, ops.log(gaussian_cdf(ops.maximum(z, low))))
+    return ops.where(z < low, tail, ops.log(rectifiers.gaussian_cdf(ops.maximum(z, low))))

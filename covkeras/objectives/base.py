@@ -1,16 +1,30 @@
-"""Objective: what the trainer, recipes and files ask of every method."""
+"""Objective: what the trainer, recipes, files and searches ask of every method."""
 
 import copy
+import dataclasses
 import inspect
+import sys
+import typing
 
+from covkeras.runtime import fields
 from covkeras.runtime.classifiers import check_classifier
 
 # The published tables are for MNIST and CIFAR-10, at these sigmas.
 _SIGMAS = (0.25, 0.5, 1.0)
+# Classes made before Keras was imported.
+_UNREGISTERED = []
 
 
+@typing.dataclass_transform(
+    eq_default=False, field_specifiers=(fields.number, fields.count, fields.switch, fields.choice, fields.r_max)
+)
+@dataclasses.dataclass(eq=False)
 class Objective:
-    """A method's loss. A subclass sets what its constructor is given as attributes of the same names.
+    """A method's loss. A subclass is a dataclass without saying so: its hyper-parameters are `covkeras.runtime.fields`,
+    each with its default, range, help and search, declared there and nowhere else.
+
+    A module that defines one imports Keras later (`ops = Later("keras.ops")`), so that a command's --help, which shows
+    the hyper-parameters, is there at once.
 
     Attributes:
         name: of the method. sigma: noise level. lam: weight of the robustness loss, from epoch `switch_epoch` on.
@@ -21,6 +35,27 @@ class Objective:
     copies = 0
     lam = 0.0
     switch_epoch = 0
+
+    sigma: float = fields.sigma()
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        cls._own_init = "__init__" in vars(cls)
+        dataclasses.dataclass(eq=False)(cls)
+        arguments = [f"    {name}: {fields.describe(field)}." for name, field in cls.hyperparameters().items()]
+        cls.__doc__ = "\n".join([inspect.cleandoc(cls.__doc__ or cls.__name__), "", "Args:", *arguments])
+        _UNREGISTERED.append(cls)
+        if "keras" in sys.modules:
+            register()
+
+    def __post_init__(self):
+        register()
+        for name, field in fields.fields_of(type(self)).items():
+            setattr(self, name, fields.check(field, getattr(self, name)))
+        self.check()
+
+    def check(self) -> None:
+        """Refuses values that don't go together. Raises ValueError."""
 
     def attach(self, classifier) -> None:
         """Binds the objective to a classifier; called once, before the first step."""
@@ -52,13 +87,16 @@ class Objective:
         return cls(**config)
 
     @classmethod
-    def hyperparameters(cls) -> tuple[str, ...]:
-        """Returns the names of the constructor's arguments."""
-        return tuple(inspect.signature(cls.__init__).parameters)[1:]
+    def hyperparameters(cls) -> dict[str, fields.Field]:
+        """Returns what the constructor takes, {name: field}; of a constructor written by hand, its arguments."""
+        if not cls._own_init:
+            return fields.fields_of(cls)
+        given = list(inspect.signature(cls.__init__).parameters.values())[1:]
+        return {p.name: _argument(p) for p in given if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
 
     @classmethod
     def published(cls, data: str, sigma: float, epochs: int, switch_epoch: int) -> dict:
-        """Returns the hyperparameters that the method's authors print for the nearest setting; what every program
+        """Returns the hyper-parameters that the method's authors print for the nearest setting; what every program
         trains it with unless told otherwise.
 
         Args:
@@ -66,6 +104,22 @@ class Objective:
             sigma: noise level. epochs: of the training. switch_epoch: from which the recipe has robustness losses.
         """
         return {}
+
+
+def register() -> None:
+    """Lets Keras read the objectives back, "package>Class": once it is imported, and for each class once."""
+    import keras
+
+    while _UNREGISTERED:
+        kind = _UNREGISTERED.pop()
+        keras.saving.register_keras_serializable(kind.__module__.partition(".")[0])(kind)
+
+
+def _argument(parameter: inspect.Parameter) -> fields.Field:
+    default = None if parameter.default is parameter.empty else parameter.default
+    made = dataclasses.field(default=default)
+    made.name = parameter.name
+    return made
 
 
 def attached(objective, classifier):

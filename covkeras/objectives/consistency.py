@@ -2,52 +2,39 @@
 
 import math
 
-import keras
-from keras import ops
-
 from covkeras.objectives.base import Objective, nearest
 from covkeras.objectives.copies import logits_of
 from covkeras.objectives.terms import Terms, cross_entropy
-from covkeras.runtime.validation import check_between, check_count, check_sigma
+from covkeras.runtime import fields
+from covkeras.runtime.later import Later
+
+ops = Later("keras.ops")
 
 # The authors' lam at sigma .25, .5 and 1.
 PUBLISHED_LAM = {"mnist": (10.0, 5.0, 5.0), "cifar10": (20.0, 10.0, 10.0)}
 
 
-@keras.saving.register_keras_serializable("covkeras")
 class Consistency(Objective):
     """mean_i CE_i + lam mean_i KL(Fbar || F_i) + eta H(Fbar), F_i the softmax at copy i, Fbar their mean.
 
-    Args:
-        sigma: noise level, in [0, 1] pixel units.
-        lam: weight of the divergence; the authors' 10 / 5 / 5 on MNIST at sigma .25 / .5 / 1, 20 / 10 / 10 on CIFAR-10.
-        eta: weight of the entropy of the mean, .5 with the authors; it counts into the classification loss.
-        num_copies: k, noisy copies of an image; 0 is the authors' 2.
-        antithetic: two copies x + eps and x - eps instead of independent ones (ours). Their divergence sees only what
-            is odd in the noise: as good at sigma .5, worse at sigma 1 (benchmarks/antithetic.py).
-        switch_epoch: the epoch (from 0) at which lam is switched on.
+    Of the pair x + eps, x - eps the divergence sees only what is odd in the noise: as good at sigma .5, worse at
+    sigma 1 (benchmarks/antithetic.py). eta's term counts into the classification loss.
     """
 
     name = "consistency"
 
-    def __init__(
-        self,
-        sigma: float = 0.5,
-        lam: float = 5.0,
-        eta: float = 0.5,
-        num_copies: int = 0,
-        antithetic: bool = False,
-        switch_epoch: int = 0,
-    ):
-        self.sigma = check_sigma(sigma)
-        self.lam = check_between("lam", lam, 0, math.inf, closed="left")
-        self.eta = check_between("eta", eta, 0, math.inf, closed="left")
-        self.antithetic = bool(antithetic)
-        self.switch_epoch = check_count("switch_epoch", switch_epoch, 0)
-        self.num_copies = check_count("num_copies", num_copies, 0)
+    lam: float = fields.number(5.0, "weight of the divergence between copies", 0, closed="left", search="0:20")
+    eta: float = fields.number(0.5, "weight of the entropy of the copies' mean", 0, closed="left", search="0:1")
+    num_copies: int = fields.count(0, "k, noisy copies of an image; 0 is the authors' 2", 0)
+    antithetic: bool = fields.switch(False, "two copies x + eps and x - eps instead of independent ones (ours)")
+    switch_epoch: int = fields.count(0, "epoch (from 0) at which lam is switched on", 0, epoch=True)
+
+    def check(self) -> None:
         given = self.num_copies or 2
         if given < 2 or (self.antithetic and given != 2):
-            raise ValueError(f"num_copies must be at least 2, and 2 where they are antithetic, got {num_copies!r}.")
+            raise ValueError(
+                f"num_copies must be at least 2, and 2 where they are antithetic, got {self.num_copies!r}."
+            )
         self.copies = 1 if self.antithetic else given
 
     @classmethod

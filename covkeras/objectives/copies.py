@@ -1,6 +1,8 @@
 """Noisy copies of a batch, evaluated together."""
 
-from keras import ops
+from covkeras.runtime.later import Later
+
+ops = Later("keras.ops")
 
 
 def copies_of(images, noise, sigma: float):

@@ -2,69 +2,44 @@
 
 import dataclasses
 
-import keras
-from keras import ops
-
-from covkeras.moments.gaussian import Gaussian, propagated_radius
-from covkeras.moments.network import MomentNetwork
 from covkeras.objectives.base import Objective
 from covkeras.objectives.terms import Terms, cross_entropy
-from covkeras.runtime.validation import check_between, check_count, check_r_max, check_sigma
+from covkeras.runtime import fields
+from covkeras.runtime.later import Later
+
+moments, ops = Later("covkeras.moments"), Later("keras.ops")
 
 
-@keras.saving.register_keras_serializable("covkeras")
 class CovarianceRadius(Objective):
     """Cross-entropy of softmax(E[u]) plus lam max(0, gamma - propagated radius) on the correctly classified (Eq. 5).
 
-    Args:
-        sigma: noise level, in [0, 1] pixel units.
-        lam: weight of the robustness loss, the paper's lambda, >= 0.
-        gamma: hinge offset, the paper's Gamma, in the units of sigma, > 0.
-        r_max: bound on the correlation between pixels, in [0, 1).
-        switch_epoch: the epoch (from 0) at which lam is switched on.
-        noisy_mean: add one noise sample to the input's mean. Off in the paper, on in its published code; it certifies
-            much better, see docs/results.md.
-        stop_covariance_gradient: take the covariance as a constant. Off in the paper, on in its published code.
-        relu_inflation: times I is added to the covariance after every ReLU; 0 in the paper, .1 in its published code.
-        covariance_bound: + 2 |S_12| for - 2 S_12 in the margin's variance. Off in the paper, on in its published code.
-        sigma_free_hinge: max(0, gamma - radius / sigma). Off in the paper, on in its published code.
-        drop_share: for noisy labels (the paper's Sec. 4.2): the share of a batch's images whose classification loss is
-            dropped, those with the largest propagated radius (of the predicted class); 0 drops none.
-        drop_epoch: the epoch from which they are dropped.
-        drop_smallest: drop those with the smallest radius instead.
+    Where the paper and its published code differ, the default is the paper's. One noise sample in the mean certifies
+    much better than none (docs/results.md). drop_share is the paper's way with noisy labels (Sec. 4.2): of a batch's
+    images the share with the largest propagated radius, of the predicted class, has no classification loss.
     """
 
     name = "covariance_radius"
 
-    def __init__(
-        self,
-        sigma: float = 0.5,
-        lam: float = 4.0,
-        gamma: float = 8.0,
-        r_max: float = 0.1,
-        switch_epoch: int = 0,
-        noisy_mean: bool = False,
-        stop_covariance_gradient: bool = False,
-        relu_inflation: float = 0.0,
-        covariance_bound: bool = False,
-        sigma_free_hinge: bool = False,
-        drop_share: float = 0.0,
-        drop_epoch: int = 0,
-        drop_smallest: bool = False,
-    ):
-        self.sigma = check_sigma(sigma)
-        self.lam = check_between("lam", lam, 0, float("inf"), closed="left")
-        self.gamma = check_between("gamma", gamma, 0, float("inf"))
-        self.r_max = check_r_max(r_max)
-        self.switch_epoch = check_count("switch_epoch", switch_epoch, 0)
-        self.noisy_mean = bool(noisy_mean)
-        self.stop_covariance_gradient = bool(stop_covariance_gradient)
-        self.relu_inflation = check_between("relu_inflation", relu_inflation, 0, float("inf"), closed="left")
-        self.covariance_bound = bool(covariance_bound)
-        self.sigma_free_hinge = bool(sigma_free_hinge)
-        self.drop_share = check_between("drop_share", drop_share, 0, 1, closed="left")
-        self.drop_epoch = check_count("drop_epoch", drop_epoch, 0)
-        self.drop_smallest = bool(drop_smallest)
+    lam: float = fields.number(4.0, "the paper's lambda, weight of the hinge", 0, closed="left", search="0:8")
+    gamma: float = fields.number(8.0, "hinge offset, the paper's Gamma, a radius", 0)
+    r_max: float = fields.r_max(search="0:0.4")
+    switch_epoch: int = fields.count(0, "epoch (from 0) at which lam is switched on", 0, epoch=True)
+    noisy_mean: bool = fields.switch(False, "add one noise sample to the input's mean (published code, not the paper)")
+    stop_covariance_gradient: bool = fields.switch(
+        False, "take the covariance as a constant (published code, not the paper)"
+    )
+    relu_inflation: float = fields.number(
+        0.0, "times I added to the covariance at every ReLU (published code: .1)", 0, closed="left"
+    )
+    covariance_bound: bool = fields.switch(
+        False, "+ 2 |S_12| for - 2 S_12 in the margin's variance (published code, not the paper)"
+    )
+    sigma_free_hinge: bool = fields.switch(False, "hinge on radius / sigma (published code, not the paper)")
+    drop_share: float = fields.number(
+        0.0, "share of images whose classification loss is dropped (noisy labels)", 0, 1, "left"
+    )
+    drop_epoch: int = fields.count(0, "epoch (from 0) from which it is dropped", 0, epoch=True)
+    drop_smallest: bool = fields.switch(False, "drop the images with the smallest propagated radius, not the largest")
 
     @property
     def copies(self) -> int:
@@ -76,7 +51,7 @@ class CovarianceRadius(Objective):
         return {"lam": 4.0, "gamma": 8.0, "switch_epoch": epochs // 2, "noisy_mean": True}
 
     def attach(self, classifier) -> None:
-        self.network = MomentNetwork(classifier, self.sigma, self.r_max)
+        self.network = moments.MomentNetwork(classifier, self.sigma, self.r_max)
 
     def __call__(self, images, labels, noise, context) -> Terms:
         """images (batch, h, w, c), labels (batch,), noise (copies, batch, h, w, c) standard normal -> Terms."""
@@ -86,14 +61,14 @@ class CovarianceRadius(Objective):
             context = dataclasses.replace(context, rectify=self._rectify(context))
         logits = self.network(images, context=context)
         if self.stop_covariance_gradient:
-            logits = Gaussian(logits.mean, ops.stop_gradient(logits.cov))
-        radius = propagated_radius(logits, self.sigma, labels, self.covariance_bound)
+            logits = moments.Gaussian(logits.mean, ops.stop_gradient(logits.cov))
+        radius = moments.propagated_radius(logits, self.sigma, labels, self.covariance_bound)
         # The radius is positive exactly where the mean's top class is the label.
         measured = radius / self.sigma if self.sigma_free_hinge else radius
         hinge = ops.where(radius > 0, ops.maximum(self.gamma - measured, 0.0), 0.0)
         classification = cross_entropy(labels, logits.mean)
         if self.drop_share and context.training:
-            classification = classification * self._kept(propagated_radius(logits, self.sigma), context.epoch)
+            classification = classification * self._kept(moments.propagated_radius(logits, self.sigma), context.epoch)
         return Terms(classification, hinge, logits.mean, radius)
 
     def _rectify(self, context):
@@ -105,8 +80,8 @@ class CovarianceRadius(Objective):
 
         def rectify(gaussian, activation):
             cov = ops.stop_gradient(gaussian.cov) if self.stop_covariance_gradient else gaussian.cov
-            mean, cov = context.activated(Gaussian(gaussian.mean, cov), activation)
-            return Gaussian(mean, cov + self.relu_inflation * ops.eye(cov.shape[-1], dtype="float32"))
+            mean, cov = context.activated(moments.Gaussian(gaussian.mean, cov), activation)
+            return moments.Gaussian(mean, cov + self.relu_inflation * ops.eye(cov.shape[-1], dtype="float32"))
 
         return rectify
 

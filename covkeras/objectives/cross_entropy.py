@@ -1,25 +1,17 @@
 """Losses at the image itself, without noise: the baselines of training on noisy labels."""
 
-import keras
-from keras import ops
-
 from covkeras.objectives.base import Objective
 from covkeras.objectives.terms import Terms, cross_entropy
-from covkeras.runtime.validation import check_between, check_count, check_sigma
+from covkeras.runtime import fields
+from covkeras.runtime.later import Later
+
+ops = Later("keras.ops")
 
 
-@keras.saving.register_keras_serializable("covkeras")
 class CrossEntropy(Objective):
-    """Plain cross-entropy at the image as it is.
-
-    Args:
-        sigma: noise level that the classifier will be certified at; training does not use it.
-    """
+    """Plain cross-entropy at the image as it is; sigma is what the classifier will be certified at."""
 
     name = "cross_entropy"
-
-    def __init__(self, sigma: float = 0.5):
-        self.sigma = check_sigma(sigma)
 
     def __call__(self, images, labels, noise, context) -> Terms:
         """images (batch, h, w, c), labels (batch,); noise is not used -> Terms."""
@@ -30,23 +22,17 @@ class CrossEntropy(Objective):
         return cross_entropy(labels, logits)
 
 
-@keras.saving.register_keras_serializable("covkeras")
 class TruncatedLq(CrossEntropy):
-    """Truncated L_q loss, (1 - p_y^q) / q, from `drop_epoch` on constant where p_y <= k (Zhang, Sabuncu, NeurIPS 2018).
+    """Truncated L_q loss, (1 - p_y^q) / q (Zhang, Sabuncu, NeurIPS 2018).
 
-    Args:
-        sigma: as for CrossEntropy. lq: q, between cross-entropy (towards 0) and mean absolute error (1).
-        lq_floor: k; images the network gives a smaller probability than that are left out, as in the truncated loss.
-        drop_epoch: the epoch from which it is truncated.
+    From `drop_epoch` on it is constant where p_y <= k.
     """
 
     name = "truncated_lq"
 
-    def __init__(self, sigma: float = 0.5, lq: float = 0.7, lq_floor: float = 0.5, drop_epoch: int = 0):
-        super().__init__(sigma)
-        self.lq = check_between("lq", lq, 0, 1, closed="right")
-        self.lq_floor = check_between("lq_floor", lq_floor, 0, 1, closed="left")
-        self.drop_epoch = check_count("drop_epoch", drop_epoch, 0)
+    lq: float = fields.number(0.7, "q of L_q, from cross-entropy (towards 0) to mean absolute error (1)", 0, 1, "right")
+    lq_floor: float = fields.number(0.5, "k: images given a smaller probability than that are left out", 0, 1, "left")
+    drop_epoch: int = fields.count(0, "epoch (from 0) from which they are", 0, epoch=True)
 
     def _loss(self, labels, logits, context):
         probability = ops.exp(-cross_entropy(labels, logits))

@@ -1,18 +1,11 @@
 """Gaussian augmentation (Cohen, Rosenfeld, Kolter, ICML 2019): the baseline every method is measured against."""
 
-import keras
-
 from covkeras.objectives.cross_entropy import CrossEntropy
 from covkeras.objectives.terms import Terms
 
 
-@keras.saving.register_keras_serializable("covkeras")
 class GaussianAugmentation(CrossEntropy):
-    """Cross-entropy at one noisy copy of each image, f(x + eps), eps ~ N(0, sigma^2 I).
-
-    Args:
-        sigma: noise level, in [0, 1] pixel units.
-    """
+    """Cross-entropy at one noisy copy of each image, f(x + eps), eps ~ N(0, sigma^2 I)."""
 
     name = "gaussian_augmentation"
     copies = 1

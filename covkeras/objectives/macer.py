@@ -2,45 +2,35 @@
 
 import math
 
-import keras
-from keras import ops
-
 from covkeras.objectives.base import Objective, nearest
 from covkeras.objectives.copies import logits_of
 from covkeras.objectives.terms import Terms
-from covkeras.runtime.validation import check_between, check_count, check_sigma
+from covkeras.runtime import fields
+from covkeras.runtime.later import Later
+
+ops = Later("keras.ops")
 
 # The authors' lam at sigma .25, .5 and 1.
 _LAM = {"mnist": (16.0, 16.0, 6.0), "cifar10": (12.0, 12.0, 12.0)}
 
 
-@keras.saving.register_keras_serializable("covkeras")
 class Macer(Objective):
     """-log mean_i F(x + eps_i)_y plus lam sigma / 2 max(0, gamma - d), d = Phi^-1(q_y) - Phi^-1(q_2).
 
     F is the softmax, q the mean of softmax(16 logits) over the copies, q_2 its largest entry but that of y. The second
     term counts where q's largest is y, and d is finite and at most gamma.
-
-    Args:
-        sigma: noise level, in [0, 1] pixel units.
-        lam: weight of the robustness loss; the authors' 16 / 16 / 6 on MNIST at sigma .25 / .5 / 1, 12 on CIFAR-10.
-        gamma: hinge offset, 8 with the authors.
-        num_copies: k, noisy copies of an image; 0 is the authors' 16.
-        switch_epoch: the epoch (from 0) at which lam is switched on.
     """
 
     name = "macer"
     sharpness = 16.0
 
-    def __init__(
-        self, sigma: float = 0.5, lam: float = 12.0, gamma: float = 8.0, num_copies: int = 0, switch_epoch: int = 0
-    ):
-        self.sigma = check_sigma(sigma)
-        self.lam = check_between("lam", lam, 0, math.inf, closed="left")
-        self.gamma = check_between("gamma", gamma, 0, math.inf)
-        self.num_copies = check_count("num_copies", num_copies, 0)
+    lam: float = fields.number(12.0, "weight of the estimated radius' hinge", 0, closed="left", search="0:16")
+    gamma: float = fields.number(8.0, "hinge offset, a difference of quantiles; 8 with the authors", 0, search="2:10")
+    num_copies: int = fields.count(0, "k, noisy copies of an image; 0 is the authors' 16", 0)
+    switch_epoch: int = fields.count(0, "epoch (from 0) at which lam is switched on", 0, epoch=True)
+
+    def check(self) -> None:
         self.copies = self.num_copies or 16
-        self.switch_epoch = check_count("switch_epoch", switch_epoch, 0)
 
     @classmethod
     def published(cls, data, sigma, epochs, switch_epoch) -> dict:

@@ -2,8 +2,9 @@
 
 from typing import NamedTuple
 
-import keras
-from keras import ops
+from covkeras.runtime.later import Later
+
+keras, ops = Later("keras"), Later("keras.ops")
 
 
 class Terms(NamedTuple):

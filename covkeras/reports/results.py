@@ -1,6 +1,5 @@
 """Tables, plots and the HTML page of certified results. Readable in black and white and by the colour-blind."""
 
-import dataclasses
 import html
 from collections.abc import Sequence
 from pathlib import Path
@@ -146,6 +145,6 @@ def _page(title, caption, tables, images, recipe) -> str:
     if "training" in images:
         parts += ["<h2>Training</h2>", picture("training", images["training"])]
     if recipe:
-        rows = [["field", "value"], *[[k, str(v)] for k, v in dataclasses.asdict(recipe).items()]]
+        rows = [["field", "value"], *[[k, str(v)] for k, v in recipe.values().items()]]
         parts += ["<h2>Recipe</h2>", html_table(rows, numbers=False)]
     return page(title, parts)
