@@ -123,5 +123,5 @@ def test_a_run_without_its_file_says_what_is_missing(folder):
     RunFolder(folder / "run").claim(Recipe(method=METHOD))
     (folder / "softened.py").unlink()
     sys.modules.pop("softened")
-    with pytest.raises(ValueError, match="'softened:SoftenedLabels' can't be imported .* in the folder that holds it"):
+    with pytest.raises(ValueError, match=r"'softened:SoftenedLabels' can't be imported .* in the folder that holds it"):
         RunFolder(folder / "run").recipe()
