@@ -6,15 +6,20 @@ import sys
 from pathlib import Path
 
 import keras
+import mpmath
 import numpy as np
 import pytest
+import scipy.stats
 import tensorflow as tf
 from conftest import grid_images, small_classifier
 from keras import layers
 
 from covkeras import SmoothedClassifier, models
+from covkeras.certification.confidence import top_two_differ
+from covkeras.certification.sequential import one_sided_log_wealth, required_probability
+from covkeras.certification.special import TENSORFLOW
 from covkeras.exporting import Defaults, export
-from covkeras.exporting.graphs import one_sided_log_wealth, rounded_down
+from covkeras.exporting.graphs import rounded_down
 from covkeras.exporting.saved_model import decoded
 
 DEFAULTS = Defaults(n0=50, n=700, n_predict=300, max_samples=5_000)
@@ -108,19 +113,27 @@ def test_certify_at_decides_as_in_python(exported, rng):
 
 
 def test_the_graphs_wealth_is_pythons(rng):
-    from covkeras.certification.sequential import one_sided_log_wealth as python
-
     trials = rng.integers(1, 100_000, 300)
     for p0 in (0.5, 0.84, 0.977, 0.9999):
         spread = 4 * np.sqrt(p0 * (1 - p0) / trials) * rng.normal(size=300)
         hits = rng.binomial(trials, np.clip(p0 + spread, 0, 1))
         for above in (True, False):
-            exact = python(hits, trials, p0, above)
-            served = one_sided_log_wealth(hits, trials, tf.constant(p0, "float64"), above).numpy()
+            exact = one_sided_log_wealth(hits, trials, p0, above)
+            served = one_sided_log_wealth(hits, trials, p0, above, on=TENSORFLOW).numpy()
             # Within less than the decision's margin of 1e-6 wherever the limit is near.
             near = np.isfinite(exact) & (np.abs(exact) < 50)
             assert near.sum() > 100
             np.testing.assert_allclose(served[near], exact[near], atol=5e-7)
+
+
+def test_the_graphs_required_probability_is_pythons():
+    """Phi(radius / sigma) rounded up: never below the exact one, and within a few ulps of Python's."""
+    radius = np.linspace(0, 4, 400)
+    served = required_probability(radius, 0.5, TENSORFLOW).numpy()
+    np.testing.assert_allclose(served, required_probability(radius, 0.5), rtol=1e-14)
+    with mpmath.workdps(40):
+        exact = [mpmath.ncdf(mpmath.mpf(float(r)) / 0.5) for r in radius]
+        assert all(s >= e or s == 1.0 - 1e-16 for s, e in zip(served, exact, strict=True))
 
 
 def test_predict_is_pythons(exported, rng):
@@ -129,9 +142,7 @@ def test_predict_is_pythons(exported, rng):
     served = signatures["predict"](images=tf.constant(images))
     labels, votes = served["class_id"].numpy(), served["votes"].numpy()
     assert ((votes > 0) & (votes <= 300)).all() and (labels >= -1).all()
-    from covkeras.certification.smoothing import _predicted
-
-    # The same test on made-up counts, at and around its limit.
+    # SciPy's exact test on made-up counts, at and around the limit.
     from covkeras.exporting.graphs import ServedGraphs
 
     graphs = ServedGraphs(smoothed, 5_000, (1, 2))
@@ -140,7 +151,9 @@ def test_predict_is_pythons(exported, rng):
         counts[3], counts[7] = first, 300 - first
         graphs._votes = lambda *a, counts=counts: tf.constant(counts)
         label, _ = graphs.predict(tf.constant(images[:1]), 300, 0.001)
-        assert label.numpy()[0] == _predicted(counts, 0.001)
+        sure = first > 150 and scipy.stats.binomtest(first, 300, 0.5).pvalue <= 0.001
+        assert label.numpy()[0] == (3 if sure else -1)
+        assert top_two_differ(first, 300 - first, 0.001) == sure
 
 
 def test_images_between_the_grid_get_a_smaller_radius(exported, rng):

@@ -358,7 +358,7 @@ def test_several_machines_stop_after_the_same_step_and_resume(tmp_path):
     import signal
     import time
 
-    recipe = SHARED.replace(epochs=30, train_images=256, label_noise=0.0, switch_epoch=0)
+    recipe = SHARED.replace(epochs=12, train_images=256, label_noise=0.0, switch_epoch=0)
     started = workers(recipe, tmp_path / "two", "--checkpoint-minutes", "0.001")
     checkpoints, end = tmp_path / "two" / "run" / "checkpoints", time.monotonic() + 120
     while not list(checkpoints.glob("epoch*.npz")) and time.monotonic() < end:
@@ -368,8 +368,8 @@ def test_several_machines_stop_after_the_same_step_and_resume(tmp_path):
     assert [p.returncode for p in started] == [128 + signal.SIGTERM] * 2, outputs
     assert all("To resume: run the same command" in o[1] for o in outputs)
     history = len(RunFolder(tmp_path / "two" / "run").history())
-    assert list(checkpoints.glob("epoch*.npz")) and history < 30
+    assert list(checkpoints.glob("epoch*.npz")) and history < 12
     again = workers(recipe, tmp_path / "two")
     outputs = [p.communicate(timeout=240) for p in again]
     assert [p.returncode for p in again] == [0, 0], outputs
-    assert [row["epoch"] for row in RunFolder(tmp_path / "two" / "run").history()] == [str(i) for i in range(30)]
+    assert [row["epoch"] for row in RunFolder(tmp_path / "two" / "run").history()] == [str(i) for i in range(12)]

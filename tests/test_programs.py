@@ -1,4 +1,4 @@
-"""The programs as a user runs them: in processes of their own."""
+"""The programs as a user runs them: the whole job in a process of its own, what is quick in this one."""
 
 import csv
 import json
@@ -9,19 +9,20 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import call_program
 
 ROOT = Path(__file__).parent.parent
 QUICK = ["--epochs", "2", "--switch-epoch", "1", "--decay-epochs", "--certify-images", "4", "--certify-n", "200"]
 
 
-def run(*arguments, cwd=ROOT, timeout=300):
-    command = [sys.executable, str(ROOT / "training" / "run.py"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=timeout)
+def run(*arguments, cwd=ROOT):
+    return call_program(ROOT / "training" / "run.py", *arguments, cwd=cwd)
 
 
 def test_run_trains_certifies_and_reports(tmp_path):
     folder = tmp_path / "run"
-    done = run(*QUICK, "--run-dir", folder)
+    command = [sys.executable, ROOT / "training" / "run.py", *QUICK, "--run-dir", folder]
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     for place in (folder, folder / "reference"):
         assert {"recipe.json", "classifier.keras", "checkpoints", "history.csv", "certificates.tsv"} <= {
@@ -82,8 +83,8 @@ def test_a_recipe_is_shown_saved_and_taken_back(tmp_path):
 
 
 def test_noisy_labels_are_compared_on_clean_ones(tmp_path):
-    command = [sys.executable, str(ROOT / "training" / "noisy_labels.py"), *QUICK[:5], "--run-dir", str(tmp_path)]
-    done = subprocess.run([*command, "--label-noise", "0.2"], capture_output=True, text=True, timeout=300)
+    flags = [*QUICK[:5], "--run-dir", tmp_path, "--label-noise", "0.2"]
+    done = call_program(ROOT / "training" / "noisy_labels.py", *flags)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     methods = ["cross_entropy", "truncated_lq", "gaussian_augmentation", "covariance_radius", "covariance_radius+drop"]
@@ -128,14 +129,14 @@ PEER = """idx\tlabel\tpredict\tradius\tcorrect\ttime
 
 def test_report_reads_cohens_logs(tmp_path):
     (tmp_path / "peer.tsv").write_text(PEER)
-    command = [sys.executable, str(ROOT / "training" / "report.py"), str(tmp_path / "peer.tsv")]
-    done = subprocess.run([*command, "--out", str(tmp_path / "out")], capture_output=True, text=True)
+    program = ROOT / "training" / "report.py"
+    done = call_program(program, tmp_path / "peer.tsv", "--out", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     # ACR (0.5 + 0.3) / 4; accuracy 2/4 at 0 and 0.25, 1/4 at 0.5; one of four abstained.
     assert done.stdout.splitlines()[1].split()[:5] == ["peer", "0.2000", "0.500", "0.500", "0.250"]
     assert (tmp_path / "out" / "index.html").exists()
     (tmp_path / "peer.tsv").write_text("nothing")
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = call_program(program, tmp_path / "peer.tsv")
     assert done.returncode == 2 and "not a certification log" in done.stderr
 
 
@@ -147,8 +148,6 @@ def test_published_logs_give_the_published_figures():
     logs = Path(DATA_DIR).parent / "peer_logs"
     sigmas = ("0.25", "0.50", "1.00")
     files = [logs / f"locuslab_{d}_sigma_{s}.tsv" for d in ("cifar10_resnet110", "imagenet_resnet50") for s in sigmas]
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "training" / "report.py"), *files], capture_output=True, text=True
-    )
+    done = call_program(ROOT / "training" / "report.py", *files)
     acr = [float(line.split()[1]) for line in done.stdout.splitlines()[1:]]
     assert acr == pytest.approx([0.4289, 0.5375, 0.5417, 0.4765, 0.7325, 0.8752], abs=6e-5)

@@ -60,7 +60,8 @@ def test_report_folder_is_complete_and_the_page_stands_alone(tmp_path):
     histories = {"ours": [{"epoch": "0", "classification_loss": "1.5", "accuracy": "0.5"}]}
     text = report.write_report(tmp_path, [result(), result("<b>", (0.2, 0.1, 0.0))], recipes.find("digits"), histories)
     assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "curve.png", "fidelity_0.png", "fidelity_1.png", "index.html", "table.md", "training.png",
+        "curve.png", "fidelity_0.png", "fidelity_1.png", "index.html", "results.json", "table.md",
+        "training.png",
     ]  # fmt: skip
     page = (tmp_path / "index.html").read_text()
     assert page.count("data:image/png;base64") == 4 and "&lt;b&gt;" in page and "certify_alpha" in page

@@ -142,7 +142,13 @@ def test_certify_at_on_a_linear_classifier(rng):
     radius, label = exact(images)
     seen = []
     d = SmoothedClassifier(model, 0.25, batch_size=512).certify_at(
-        images, 0.2, alpha=0.001, max_n=20_000, seed=3, give_up=0, progress=lambda i, c: seen.append((i, c))
+        images,
+        0.2,
+        alpha=0.001,
+        max_n=20_000,
+        seed=3,
+        give_up=0,
+        progress=lambda i, d: seen.append((i, d.certified[0])),
     )
     wrong = d.certified & ((d.label != label) | (radius < 0.2))
     assert wrong.sum() <= scipy.stats.binom.ppf(1 - 1e-8, 600, 0.001)

@@ -106,8 +106,13 @@ def test_predict_abstains_or_is_right(rng):
 def test_progress_and_empty_batches(rng):
     smoothed = SmoothedClassifier(small_classifier(), 0.5)
     seen = []
-    c = smoothed.certify(grid_images(rng, 2, 8), 10, 10, 0.01, progress=seen.append)
-    assert len(seen) == 2 and len(c) == 2 and (c.samples == 20).all()
+    c = smoothed.certify(grid_images(rng, 2, 8), 10, 10, 0.01, progress=lambda *a: seen.append(a))
+    assert (
+        [position for position, _ in seen] == [0, 1]
+        and len(seen[1][1]) == 1
+        and len(c) == 2
+        and (c.samples == 20).all()
+    )
     assert len(smoothed.certify(np.zeros((0, 8, 8, 1), np.float32), 10, 10, 0.01)) == 0
     with pytest.raises(ValueError, match="at least one image"):
         average_certified_radius(smoothed.certify(np.zeros((0, 8, 8, 1), np.float32), 10, 10, 0.01), [])

@@ -1,8 +1,10 @@
 """What may be claimed of a smoothed classifier, and how surely (Cohen, Rosenfeld, Kolter, ICML 2019).
 
-    smoothing      SmoothedClassifier: PREDICT and CERTIFY; voting counts classes on the device, noise draws
-    confidence     binomial bounds and the radius; sequential, the betting tests that may stop at any time
+    smoothing      SmoothedClassifier; voting counts classes on the device, noise draws
+    cohen          PREDICT and CERTIFY, whole, with the number of samples fixed
     deciding       one radius, or radii to a precision; sampling fills batches, stopping says when to stop
+    confidence     binomial bounds and the radius; sequential, the betting tests that may stop at any time; both of
+                   special's functions, in Python and in a served graph
     certificates   the records and the figures of the field; logs, their files; records, what made a file
 
 Knows nothing of moments.

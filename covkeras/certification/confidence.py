@@ -8,6 +8,8 @@ by up to 3 %, on the unsafe side, where a bisection on betainc is below the exac
 import numpy as np
 import tensorflow as tf
 
+from covkeras.certification.special import SCIPY, Functions
+
 # TensorFlow's float64 betainc against exact binomial tails: off relatively by at most 6e-9 for n <= 10^6; beyond, where
 # its continued fraction runs out of iterations, by 2e-5 at 3 10^6 and 0.4 % at 10^7. A smaller alpha covers five times
 # that. (At n > 10^6 the price, 2 % of alpha, is less than a hundredth of the estimate's standard deviation.)
@@ -80,3 +82,14 @@ def certified_radius(p_lower, sigma: float):
     # lower bound's value at alpha > 0.
     radius = tf.constant(sigma, tf.float64) * tf.math.ndtri(tf.clip_by_value(p, 0.5, 1.0 - 1e-16)) * (1.0 - 4e-15)
     return tf.where(p > 0.5, tf.maximum(radius, 0.0), tf.zeros_like(radius))
+
+
+def top_two_differ(first, second, alpha, on: Functions = SCIPY):
+    """Returns whether the exact two-sided binomial test tells the top two classes apart at alpha (Cohen et al. 2019,
+    PREDICT): of `first` + `second` votes, each for either with probability 1/2, twice the upper tail is at most alpha.
+
+    first, second: integers, first >= second, any shape. Booleans of that shape.
+    """
+    first, second = on.float64(first), on.float64(second)
+    tail = 2.0 * on.betainc(on.maximum(first, on.float64(1.0)), second + 1.0, on.float64(0.5))
+    return (first > second) & (tail <= on.float64(alpha))

@@ -18,7 +18,7 @@ from covkeras.certification.voting import BLOCK
 from covkeras.runtime.validation import check_alpha, check_between, check_count
 
 
-def decide_each(
+def certify_at_each(
     smoothed, images, radius, alpha=0.001, max_n=100_000, n0=64, seed=0, indices=None, bets=None, give_up=0.01, index=0
 ) -> Iterator[tuple[int, RadiusDecisions]]:
     """Yields (position, RadiusDecisions of length 1) as the images are decided, in any order."""

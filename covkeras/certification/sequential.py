@@ -21,6 +21,8 @@ import math
 import numpy as np
 import scipy.special
 
+from covkeras.certification.special import SCIPY, Functions
+
 # Logarithms of gamma functions are off by about 1e-16 of their value, below 1e-7 at 10^9 samples.
 _MARGIN = 1e-6
 
@@ -35,25 +37,34 @@ class Decision(enum.IntEnum):
 UNINFORMED = (0.5, 0.5)
 
 
-def log_wealth(hits, trials, p, bet: tuple[float, float] = UNINFORMED):
-    """Returns log W_T(p), float64. hits, trials: integers, any shapes that broadcast. p: in (0, 1). bet: (a, b)."""
-    hits, trials = np.asarray(hits, np.float64), np.asarray(trials, np.float64)
-    a, b = bet
-    bets = scipy.special.betaln(hits + a, trials - hits + b) - scipy.special.betaln(a, b)
-    return bets - hits * np.log(p) - (trials - hits) * np.log1p(-np.asarray(p, np.float64))
+def log_wealth(hits, trials, p, bet: tuple[float, float] = UNINFORMED, on: Functions = SCIPY):
+    """Returns log W_T(p), float64.
+
+    hits, trials: integers, any shapes that broadcast. p: in (0, 1). bet: (a, b). on: the functions it is made of.
+    """
+    hits, trials, p = on.float64(hits), on.float64(trials), on.float64(p)
+    a, b = map(on.float64, bet)
+    bets = on.betaln(hits + a, trials - hits + b) - on.betaln(a, b)
+    return bets - hits * on.log(p) - (trials - hits) * on.log1p(-p)
 
 
-def one_sided_log_wealth(hits, trials, p0: float, above: bool = True, bet: tuple[float, float] = UNINFORMED):
+def one_sided_log_wealth(
+    hits, trials, p0, above: bool = True, bet: tuple[float, float] = UNINFORMED, on: Functions = SCIPY
+):
     """Returns the logarithm of the wealth against p <= p0 of the bettors above it; against p >= p0 with above=False.
 
     hits, trials: integers, any shapes that broadcast. p0: in (0, 1). bet: (a, b). float64; -inf where it underflows.
     """
-    hits, trials = np.asarray(hits, np.float64), np.asarray(trials, np.float64)
-    a, b = bet
-    side = scipy.special.betaincc if above else scipy.special.betainc
-    with np.errstate(divide="ignore"):
-        share = np.log(side(hits + a, trials - hits + b, p0)) - np.log(side(a, b, p0))
-    return log_wealth(hits, trials, p0, bet) + share
+    hits, trials, p0 = on.float64(hits), on.float64(trials), on.float64(p0)
+    a, b = map(on.float64, bet)
+    side = on.betaincc if above else on.betainc
+    share = on.log(side(hits + a, trials - hits + b, p0)) - on.log(side(a, b, p0))
+    return log_wealth(hits, trials, p0, bet, on) + share
+
+
+def wealth_limit(alpha, on: Functions = SCIPY):
+    """Returns log(1 / alpha), rounded up: the wealth that refutes."""
+    return _MARGIN - on.log(on.float64(alpha))
 
 
 def decide(
@@ -80,7 +91,7 @@ def decide(
 def _reached(hits, trials, p0, above, bet, alpha) -> np.ndarray:
     """Whether the one-sided wealth has reached 1 / alpha."""
     hits, trials, a, b = np.broadcast_arrays(hits, trials, *bet)
-    limit = -math.log(alpha) + _MARGIN
+    limit = wealth_limit(alpha)
     # Leaving out the other side's bettors gains at most this; most sequences are further from the limit.
     side = scipy.special.betaincc if above else scipy.special.betainc
     near = log_wealth(hits, trials, p0, (a, b)) - np.log(side(a, b, p0)) >= limit
@@ -98,9 +109,9 @@ def hits_to_decide(trials: int, p0: float, alpha: float) -> int:
     return low
 
 
-def required_probability(radius: float, sigma: float) -> float:
+def required_probability(radius, sigma: float, on: Functions = SCIPY):
     """Returns p0 = Phi(radius / sigma), rounded up: p > p0 certifies the radius."""
-    return min(float(scipy.special.ndtr(radius / sigma)) * (1.0 + 4e-15), 1.0 - 1e-16)
+    return on.minimum(on.normal_cdf(on.float64(radius) / sigma) * (1.0 + 4e-15), on.float64(1.0 - 1e-16))
 
 
 def anytime_lower(hits, trials, alpha: float) -> np.ndarray:
@@ -110,7 +121,7 @@ def anytime_lower(hits, trials, alpha: float) -> np.ndarray:
     """
     hits, trials = np.broadcast_arrays(np.asarray(hits, np.float64), np.asarray(trials, np.float64))
     low, high = np.zeros(hits.shape), hits / np.maximum(trials, 1.0)
-    limit = -math.log(alpha) + _MARGIN
+    limit = wealth_limit(alpha)
     for _ in range(100):
         middle = 0.5 * (low + high)
         # Below the share of hits the wealth falls with p: `low` stays refuted.

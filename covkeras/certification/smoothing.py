@@ -1,33 +1,23 @@
-"""The smoothed classifier g(x) = argmax_c P(f(x + eps) = c), eps ~ N(0, sigma^2 I): PREDICT and CERTIFY of
-Cohen, Rosenfeld, Kolter (ICML 2019)."""
+"""The smoothed classifier g(x) = argmax_c P(f(x + eps) = c), eps ~ N(0, sigma^2 I), and its procedures.
+
+Each procedure is a function `..._each(smoothed, images, ...)` that yields (position, record of length 1) as the images
+are done: `cohen`, with the number of samples fixed, and `deciding`, with sequential tests.
+"""
 
 import math
-import time
 import warnings
 from collections.abc import Callable, Iterator
 
 import numpy as np
-import scipy.stats
 import tensorflow as tf
 
-from covkeras.certification.certificates import ABSTAIN, Certificates, Predictions, RadiusDecisions
-from covkeras.certification.confidence import MAX_TRIALS, certified_radius, clopper_pearson_lower
-from covkeras.certification.deciding import certify_to_each, decide_each
-from covkeras.certification.noise import ESTIMATION, PREDICTION, SELECTION, check_seed, make_noise
+from covkeras.certification import cohen
+from covkeras.certification.certificates import Certificates, Predictions, RadiusDecisions
+from covkeras.certification.deciding import certify_at_each, certify_to_each
+from covkeras.certification.noise import make_noise
 from covkeras.certification.voting import PRECISIONS, Ballot, rebuilt
 from covkeras.runtime.classifiers import check_classifier, check_fixed_size, check_weights, warn_of_scale
-from covkeras.runtime.validation import (
-    check_alpha,
-    check_choice,
-    check_count,
-    check_enough,
-    check_enough_to_predict,
-    check_images,
-    check_sigma,
-)
-
-# Images certified together where they share their noise.
-GROUP = 16
+from covkeras.runtime.validation import check_choice, check_count, check_images, check_sigma
 
 
 class SmoothedClassifier:
@@ -102,17 +92,7 @@ class SmoothedClassifier:
         Returns:
             Predictions: label (batch,), -1 = abstain; counts (batch, classes).
         """
-        check_count("n", n)
-        check_alpha(alpha)
-        check_enough_to_predict("n", n, alpha)
-        images, indices = self.checked(images, indices, index)
-        seed = check_seed(seed)
-        groups = self._groups(len(images))
-        votes = [self.ballot.count(images[part], indices[part], PREDICTION, n, seed) for part in groups]
-        counts = np.concatenate([np.zeros((0, self.num_classes), np.int64), *votes])
-        self.report_void(n - counts.sum(1), n, indices)
-        labels = np.array([_predicted(row, alpha) for row in counts], np.int64)
-        return Predictions(labels, counts)
+        return cohen.predict(self, images, n, alpha, seed, indices, index)
 
     def certify(
         self,
@@ -122,7 +102,7 @@ class SmoothedClassifier:
         alpha: float = 0.001,
         seed: int = 0,
         indices=None,
-        progress: Callable[[Certificates], None] | None = None,
+        progress: Callable[[int, Certificates], None] | None = None,
         index: int = 0,
     ) -> Certificates:
         """CERTIFY: the class from n0 samples, its probability's lower bound from n others, the radius from that.
@@ -133,7 +113,7 @@ class SmoothedClassifier:
             alpha: the probability that a certificate is wrong.
             seed: of the noise. indices: (batch,), the images' numbers in their data set, which choose their noise; by
                 default index, index + 1, ... index: the first image's.
-            progress: called with each image's Certificates of length 1, as it is done.
+            progress: called with (position, Certificates of length 1) as each image is done.
 
         Returns:
             Certificates: label (-1 = abstain), radius (float64, rounded down), p_lower, samples, seconds, (batch,).
@@ -141,43 +121,13 @@ class SmoothedClassifier:
         Raises:
             TypeError, ValueError: before any work, naming the argument.
         """
-        done = []
-        for certificate in self.certify_each(images, n0, n, alpha, seed, indices, index):
-            done.append(certificate)
-            if progress:
-                progress(certificate)
-        return Certificates.concatenate(done)
+        each = cohen.certify_each(self, images, n0, n, alpha, seed, indices, index)
+        return Certificates.concatenate(collected(each, progress))
 
     def certify_each(self, images, n0, n, alpha, seed=0, indices=None, index=0) -> Iterator[Certificates]:
         """As `certify`, one image's Certificates at a time. The arguments are checked at once, the work is lazy."""
-        check_count("n0", n0)
-        check_count("n", n, high=MAX_TRIALS)
-        check_alpha(alpha)
-        check_enough("n", n, alpha)
-        seed = check_seed(seed)
-        images, indices = self.checked(images, indices, index)
-        groups = self._groups(len(images))
-        return (c for part in groups for c in self._certify_group(images[part], indices[part], n0, n, alpha, seed))
-
-    def _groups(self, count: int) -> list[slice]:
-        """The images that are sampled together: one at a time, or several where they share their noise."""
-        size = GROUP if self.shared_noise else 1
-        return [slice(i, i + size) for i in range(0, count, size)]
-
-    def _certify_group(self, images, indices, n0, n, alpha, seed) -> Iterator[Certificates]:
-        start = time.perf_counter()
-        choice = self.ballot.count(images, indices, SELECTION, n0, seed)
-        votes = self.ballot.count(images, indices, ESTIMATION, n, seed)
-        labels = choice.argmax(1)
-        hits = votes[np.arange(len(images)), labels]
-        void = n0 + n - choice.sum(1) - votes.sum(1)
-        self.report_void(void, n0 + n, indices)
-        p_lower = clopper_pearson_lower(hits, n, alpha)
-        radii = np.asarray(certified_radius(p_lower, self.sigma))
-        seconds = (time.perf_counter() - start) / len(images)
-        for label, radius, p, lost in zip(labels, radii, p_lower, void, strict=True):
-            # p_lower <= 1/2 abstains. So does a radius of 0: it claims nothing.
-            yield Certificates.single(label if radius > 0 else ABSTAIN, radius, p, n0 + n, seconds, lost)
+        each = cohen.certify_each(self, images, n0, n, alpha, seed, indices, index)
+        return (certificate for _, certificate in each)
 
     def certify_at(
         self,
@@ -190,7 +140,7 @@ class SmoothedClassifier:
         indices=None,
         bets=None,
         give_up: float = 0.01,
-        progress: Callable[[int, bool], None] | None = None,
+        progress: Callable[[int, RadiusDecisions], None] | None = None,
         index: int = 0,
     ) -> RadiusDecisions:
         """Decides for each image whether `radius` is certified, stopping as soon as that is clear either way.
@@ -207,7 +157,7 @@ class SmoothedClassifier:
             bets: (batch, 2), the (a, b) of each image's bets, fixed before any sample is seen; valid whatever they
                 are, and shorter where they guess p = a / (a + b) well (`informed_bet`). By default (1/2, 1/2).
             give_up: an image is given up, undecided, when its chance to be certified by max_n falls below it; 0: never.
-            progress: called with (position, certified) as each image is decided.
+            progress: called with (position, RadiusDecisions of length 1) as each image is decided.
 
         Returns:
             RadiusDecisions, one entry per image.
@@ -215,13 +165,8 @@ class SmoothedClassifier:
         Raises:
             TypeError, ValueError: before any work, naming the argument.
         """
-        decisions = decide_each(self, images, radius, alpha, max_n, n0, seed, indices, bets, give_up, index)
-        done = {}
-        for position, decision in decisions:
-            done[position] = decision
-            if progress:
-                progress(position, bool(decision.certified[0]))
-        return RadiusDecisions.concatenate([done[i] for i in sorted(done)], radius)
+        each = certify_at_each(self, images, radius, alpha, max_n, n0, seed, indices, bets, give_up, index)
+        return RadiusDecisions.concatenate(collected(each, progress), radius)
 
     def certify_to(
         self,
@@ -254,13 +199,8 @@ class SmoothedClassifier:
         Raises:
             TypeError, ValueError: before any work, naming the argument.
         """
-        done = {}
         each = certify_to_each(self, images, tolerance, alpha, max_n, n0, seed, indices, index)
-        for position, certificate in each:
-            done[position] = certificate
-            if progress:
-                progress(position, certificate)
-        return Certificates.concatenate([done[i] for i in sorted(done)])
+        return Certificates.concatenate(collected(each, progress))
 
     def report_void(self, void, samples: int, indices) -> None:
         """Warns, once, of votes that were void: by NaN logits, for the noise's doubts are fewer than one in 10^6."""
@@ -303,8 +243,11 @@ def default_batch_size(image_shape: tuple[int, ...]) -> int:
     return 2 ** min(10, max(4, int(math.log2(512 * 28 * 28 / pixels) + 0.5)))
 
 
-def _predicted(counts: np.ndarray, alpha: float) -> int:
-    second, first = np.sort(counts)[-2:]
-    if first == 0 or scipy.stats.binomtest(int(first), int(first + second), 0.5).pvalue > alpha:
-        return ABSTAIN
-    return int(counts.argmax())
+def collected(each: Iterator[tuple], progress: Callable | None = None) -> list:
+    """Returns the records of a procedure in the images' order; `progress` is told of each as it is done."""
+    done = {}
+    for position, record in each:
+        done[position] = record
+        if progress:
+            progress(position, record)
+    return [done[position] for position in sorted(done)]

@@ -22,6 +22,7 @@ from covkeras.runtime.later import Later
 from covkeras.runtime.validation import check_count
 
 certification = Later("covkeras.certification")
+cohen = Later("covkeras.certification.cohen")
 deciding = Later("covkeras.certification.deciding")
 devices = Later("covkeras.runtime.devices")
 jobs = Later("covkeras.experiments.jobs")
@@ -108,12 +109,13 @@ def work_on(smoothed, flags):
 
     def work(images, indices) -> Iterator:
         if flags.radius is not None:
-            decisions = deciding.decide_each(smoothed, images, flags.radius, max_n=flags.n, indices=indices, **budget)
+            each = deciding.certify_at_each
+            decisions = each(smoothed, images, flags.radius, max_n=flags.n, indices=indices, **budget)
             p0 = sequential.required_probability(flags.radius, flags.sigma)
             return ((position, decision.as_certificates(p0)) for position, decision in decisions)
         if flags.tolerance is not None:
             return deciding.certify_to_each(smoothed, images, flags.tolerance, max_n=flags.n, indices=indices, **budget)
-        return enumerate(smoothed.certify_each(images, n=flags.n, indices=indices, **budget))
+        return cohen.certify_each(smoothed, images, n=flags.n, indices=indices, **budget)
 
     return work
 

@@ -78,7 +78,8 @@ def run(comparison: "comparing.Comparison", entries, seeds) -> None:
     outcomes = []
     for e in entries:
         results, clean = zip(*(done[e.label, seed] for seed in seeds), strict=True)
-        outcomes.append(comparing.Outcome(e, results, clean, costs[e.label], comparison.epoch_seconds(e, costs)))
+        seconds = comparison.epoch_seconds(e, costs)
+        outcomes.append(comparing.Outcome(e, results, clean, costs[e.label], seconds, tuple(seeds)))
     print(comparison_report.write_comparison_report(comparison, outcomes))
     print(f"\nreport: {comparison.path / 'report' / 'index.html'}")
 

@@ -20,7 +20,8 @@ from covkeras.runtime.validation import check_count
 comparison_report = Later("covkeras.reports.comparison")
 growth = Later("covkeras.diagnostics.growth")
 layerwise = Later("covkeras.diagnostics.layerwise")
-page = Later("covkeras.reports.diagnosis")
+diagnosis = Later("covkeras.reports.diagnosis")
+report = Later("covkeras.reports.report")
 toy = Later("covkeras.diagnostics.toy")
 jobs = Later("covkeras.experiments.jobs")
 keras = Later("keras")
@@ -92,21 +93,22 @@ def work(flags, stop) -> None:
         raise ValueError(f"show: no linear layers {unknown} in the classifier, which has {names}.")
     costs = costs_of(flags.comparison) if flags.comparison else None
     rows = sampled_layers(flags, stop, network, data.floats())
-    sections = page.layer_sections(rows, flags.show or spread_over(names), flags.r_max)
+    sections = diagnosis.layer_sections(rows, flags.show or spread_over(names), flags.r_max)
     print("measuring the method's own figures", file=sys.stderr, flush=True)
-    sections += page.general_sections(toy.planes(toy.two_layer_network()), growth.growth())
+    sections += diagnosis.general_sections(toy.planes(toy.two_layer_network()), growth.growth())
     if costs:
         words = (
             f"Training steps in turns in one process, from {flags.comparison}; whiskers: the middle half of the rounds."
         )
-        sections.append(page.Section("Cost of a training step", words, "cost", comparison_report.cost_bars(costs)))
+        figures = {"cost": comparison_report.cost_bars(costs)}
+        sections.append(report.Section("Cost of a training step", words, figures))
     folder = Path(flags.out) if flags.out else Path(flags.classifier).parent / "diagnosis"
     caption = (
         f"{flags.classifier}, {len(data)} test images of {flags.data}, {flags.samples:,} samples each, sigma "
         f"{flags.sigma:g}, r_max {flags.r_max:g}"
     )
-    print(page.write_page(folder, f"Inside {Path(flags.classifier).name}", caption, sections))
-    print(f"\n{page.verdict(rows)}\n\nreport: {folder / 'index.html'}")
+    print(report.Report(f"Inside {Path(flags.classifier).name}", caption, sections).write(folder, vector=True))
+    print(f"\n{diagnosis.verdict(rows)}\n\nreport: {folder / 'index.html'}")
 
 
 def costs_of(folder: str) -> dict[str, list[float]]:

@@ -88,6 +88,7 @@ class Outcome:
     clean: tuple[float, ...]
     cost: Cost
     epoch_seconds: float
+    seeds: tuple[int, ...] = ()
 
 
 class Comparison:

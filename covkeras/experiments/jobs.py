@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from covkeras.certification import records
+from covkeras.certification import cohen, records
 from covkeras.certification.certificates import average_certified_radius
 from covkeras.certification.logs import CertificateFile, read_certificates, sorted_certificates
 from covkeras.certification.smoothing import SmoothedClassifier
@@ -69,7 +69,7 @@ def certify(
             np.arange(len(data)),
             folder.certificates_file,
             what,
-            lambda images, indices: enumerate(certifier.certify_each(images, **budget, indices=indices)),
+            lambda images, indices: cohen.certify_each(certifier, images, **budget, indices=indices),
             environment.stop,
             title,
         )

@@ -6,13 +6,14 @@ INVALID_ARGUMENT before any sample is drawn. An image's answer does not depend o
 
 import math
 
-import numpy as np
 import tensorflow as tf
 
 from covkeras.certification.certificates import ABSTAIN
-from covkeras.certification.confidence import certified_radius, clopper_pearson_lower
+from covkeras.certification.confidence import certified_radius, clopper_pearson_lower, top_two_differ
 from covkeras.certification.noise import ESTIMATION, PREDICTION, SELECTION, SEQUENTIAL
+from covkeras.certification.sequential import one_sided_log_wealth, required_probability, wealth_limit
 from covkeras.certification.smoothing import SmoothedClassifier
+from covkeras.certification.special import TENSORFLOW
 from covkeras.certification.voting import BLOCK
 
 # Blocks of 32 that the sequential test draws between two looks at the device; it looks after every block.
@@ -123,10 +124,7 @@ class ServedGraphs:
 
         def work(i, image):
             votes, order = tf.math.top_k(self._votes(image, PREDICTION, tf.constant(n, tf.int64), seeds[i]), 2)
-            first, both = tf.cast(votes[0], tf.float64), tf.cast(votes[0] + votes[1], tf.float64)
-            # The exact two-sided test of 1/2: twice the upper tail.
-            tail = 2.0 * tf.math.betainc(tf.maximum(first, 1.0), both - first + 1.0, tf.constant(0.5, tf.float64))
-            sure = (first > 0) & (tail <= alpha) & (first * 2 > both)
+            sure = top_two_differ(votes[0], votes[1], alpha, TENSORFLOW)
             return tf.where(sure, tf.cast(order[0], tf.int64), ABSTAIN), votes[0]
 
         return self._per_image(grid, work, 2)
@@ -149,21 +147,21 @@ class ServedGraphs:
         with tf.control_dependencies(numbers):
             grid, distance = self.on_grid(self.checked_images(images))
         sigma = self.smoothed.sigma
-        # Rounded up, as `required_probability` is; the distance to the grid must be covered too.
-        p0 = tf.minimum(tf_normal_cdf((radius + distance) * (1 + 4e-15) / sigma) * (1 + 4e-15), 1.0 - 1e-16)
+        # The distance to the grid must be covered too; the sum, rounded up.
+        p0 = required_probability((radius + distance) * (1 + 4e-15), sigma, TENSORFLOW)
         return self._per_image(grid, lambda i, image: self._decided(image, p0[i], alpha[i], seed[i]), 3)
 
     def _decided(self, image, p0, alpha, seed):
         top = tf.argmax(self._votes_of_blocks(image, SELECTION, tf.constant(0, tf.int64), 2, seed, None))
-        limit, ends = -tf.math.log(alpha) + 1e-6, self.max_samples // BLOCK
+        limit, ends = wealth_limit(alpha, TENSORFLOW), self.max_samples // BLOCK
 
         def step(blocks, hits, verdict):
             # Looks after each block of 32, as in Python; a verdict is the first one reached.
             new = self._votes_of_blocks(image, SEQUENTIAL, blocks, _STRIDE, seed, top)
             total = hits + tf.cumsum(new)
             counts = blocks + tf.range(1, _STRIDE + 1, dtype=tf.int64)
-            above = one_sided_log_wealth(total, counts * BLOCK, p0, True) >= limit
-            below = one_sided_log_wealth(total, counts * BLOCK, p0, False) >= limit
+            above = one_sided_log_wealth(total, counts * BLOCK, p0, True, on=TENSORFLOW) >= limit
+            below = one_sided_log_wealth(total, counts * BLOCK, p0, False, on=TENSORFLOW) >= limit
             open_ = (counts <= ends) & (above | below)
             first = tf.argmax(tf.cast(open_, tf.int32))
             verdict = tf.where(tf.reduce_any(open_), tf.where(above[first], 1, -1), 0)
@@ -189,27 +187,6 @@ class ServedGraphs:
 def require(conditions, message: str):
     """An op that fails with INVALID_ARGUMENT and the message unless all conditions hold."""
     return tf.debugging.Assert(tf.reduce_all(conditions), [message])
-
-
-def tf_normal_cdf(z):
-    """Phi(z), float64, by erfc: good to a few ulps."""
-    return 0.5 * tf.math.erfc(-z / math.sqrt(2.0))
-
-
-def one_sided_log_wealth(hits, trials, p0, above: bool):
-    """`sequential.one_sided_log_wealth` with uninformed bets, in the graph. hits, trials: int64 (looks,)."""
-    hits, trials = tf.cast(hits, tf.float64), tf.cast(trials, tf.float64)
-    a, b = hits + 0.5, trials - hits + 0.5
-    half = tf.constant(0.5, tf.float64)
-
-    def share(a, b):
-        # The upper tail by symmetry: 1 - betainc would cancel.
-        a, b, x = (b, a, 1.0 - p0) if above else (a, b, p0)
-        return tf.math.betainc(a, b, x + tf.zeros_like(a))
-
-    bets = tf.math.lbeta(tf.stack([a, b], -1)) - np.log(np.pi)
-    wealth = bets - hits * tf.math.log(p0) - (trials - hits) * tf.math.log1p(-p0)
-    return wealth + tf.math.log(share(a, b)) - tf.math.log(share(half, half))
 
 
 def rounded_down(radius):

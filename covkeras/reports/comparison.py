@@ -1,25 +1,25 @@
 """What a comparison found: one table, certified accuracy by radius, the cost of a step, radius against cost."""
 
-import html
+import json
 from collections.abc import Sequence
 
 import numpy as np
 
 from covkeras.certification.certificates import average_certified_radius, certified_accuracy
 from covkeras.experiments.comparing import Comparison, Outcome
-from covkeras.reports.pages import STYLES, html_table, legend, markdown, new_figure, page, picture, plain, png
-from covkeras.reports.results import fidelity_plot, fidelity_table, table_radii
+from covkeras.experiments.result import Result
+from covkeras.reports.pages import STYLES, legend, new_figure
+from covkeras.reports.report import Report, Section
+from covkeras.reports.results import FIDELITY_NOTE, fidelity_plot, fidelity_table, figures_of, table_radii
 
-_NOTES = (
+_NOTE = (
     "Certified accuracy at r: the share of test images predicted correctly with certified radius at least r. ACR: the "
     "average certified radius, 0 where wrong or abstained; it over-rewards easy images. Gain: ACR less the first "
     "method's, with the standard error of the difference image by image, which does not know how seeds differ. Clean "
     "accuracy: of the classifier itself, without noise, on the whole test split. With several seeds: mean and, after "
     "the sign, their standard deviation. Step cost: the time of a training step over Gaussian augmentation's, median "
     "of interleaved rounds in one process; an epoch's seconds: its steps at Gaussian augmentation's median time, times "
-    "the cost.",
-    "Propagated radii are estimates without samples, never certificates; what the comparison leaves out: images "
-    "abstained on, those where the two name different classes, those whose certified radius n caps.",
+    "the cost."
 )
 
 
@@ -30,12 +30,15 @@ def _spread(values: Sequence[float], digits: int) -> str:
 
 def _gain(outcome: Outcome, first: Outcome) -> str:
     """The mean over images of the radius less the first method's on the same image, and its standard error."""
+    return "-" if outcome is first else "{:+.3f} ({:.3f})".format(*_gains(outcome.results, first.results))
 
-    def radii(o):
-        return np.mean([np.where(r.certificates.label == r.labels, r.certificates.radius, 0) for r in o.results], 0)
 
-    gain = radii(outcome) - radii(first)
-    return "-" if outcome is first else f"{gain.mean():+.3f} ({gain.std(ddof=1) / np.sqrt(len(gain)):.3f})"
+def _gains(results: Sequence[Result], others: Sequence[Result]) -> tuple[float, float]:
+    def radii(seeds):
+        return np.mean([np.where(r.certificates.label == r.labels, r.certificates.radius, 0) for r in seeds], 0)
+
+    gain = radii(results) - radii(others)
+    return float(gain.mean()), float(gain.std(ddof=1) / np.sqrt(len(gain)))
 
 
 def comparison_table(outcomes: Sequence[Outcome]) -> list[list[str]]:
@@ -119,36 +122,45 @@ def frontier(outcomes: Sequence[Outcome]):
 
 def write_comparison_report(comparison: Comparison, outcomes: Sequence[Outcome]) -> str:
     """Writes curves.png, cost.png, frontier.png, fidelity_*.png, table.md and index.html; returns the tables."""
-    folder, recipe = comparison.path / "report", comparison.recipe
-    folder.mkdir(parents=True, exist_ok=True)
+    recipe = comparison.recipe
     budget = f"{comparison.seconds:g} s of training each" if comparison.seconds else f"{recipe.epochs} epochs"
     caption = (
         f"{recipe.data}, {recipe.model}, sigma {recipe.sigma:g}, {budget}, {len(outcomes[0].results[0].labels)} test "
         f"images, n = {recipe.certify_n:,}, alpha {recipe.certify_alpha:g}"
     )
     firsts = [o.results[0] for o in outcomes]
-    tables = {"Certified": comparison_table(outcomes), "Propagated against certified radius": fidelity_table(firsts)}
-    figures = {
-        "curves": curves(outcomes),
-        "cost": cost_bars({o.entry.label: o.cost.ratios for o in outcomes}),
-        "frontier": frontier(outcomes),
-    }
-    figures |= {f"fidelity_{i}": fidelity_plot(r) for i, r in enumerate(firsts)}
-    images = {name: png(figure) for name, figure in figures.items()}
-    for name, data in images.items():
-        (folder / f"{name}.png").write_bytes(data)
-    title = f"{recipe.name}: {len(outcomes)} methods"
-    text = "\n\n".join(
-        f"## {name}\n\n{markdown(rows)}\n\n{n}" for (name, rows), n in zip(tables.items(), _NOTES, strict=True)
-    )
-    (folder / "table.md").write_text(f"# {title}\n\n{caption}\n\n{text}\n")
-    parts = [f"<p>{html.escape(caption)}</p>", *(picture(n, images[n]) for n in ("curves", "cost", "frontier"))]
-    for (name, rows), note in zip(tables.items(), _NOTES, strict=True):
-        parts += [f"<h2>{name}</h2>", html_table(rows), f"<p class=note>{note}</p>"]
-    parts += [picture(n, d) for n, d in images.items() if n.startswith("fidelity")]
+    costs = {"cost": cost_bars({o.entry.label: o.cost.ratios for o in outcomes}), "frontier": frontier(outcomes)}
+    fidelity = {f"fidelity_{i}": fidelity_plot(r) for i, r in enumerate(firsts)}
     rows = [["method", "field", "value"]]
     for o in outcomes:
         rows += [[o.entry.label, k, str(v)] for k, (v, _) in o.entry.recipe.diff(recipe).items()]
-    parts += ["<h2>Where the methods' recipes differ from the comparison's</h2>", html_table(rows, numbers=False)]
-    (folder / "index.html").write_text(page(title, parts))
-    return "\n\n".join(map(plain, tables.values()))
+    sections = [
+        Section("", figures={"curves": curves(outcomes), **costs}),
+        Section("Certified", rows=comparison_table(outcomes), note=_NOTE),
+        Section("Propagated against certified radius", "", fidelity, fidelity_table(firsts), FIDELITY_NOTE),
+        Section("Where the methods' recipes differ from the comparison's", rows=rows, words=True),
+    ]
+    data = {"recipe": json.loads(recipe.to_json()), "seconds": comparison.seconds, "rows": comparison_figures(outcomes)}
+    return Report(f"{recipe.name}: {len(outcomes)} methods", caption, sections, data).write(comparison.path / "report")
+
+
+def comparison_figures(outcomes: Sequence[Outcome]) -> list[dict]:
+    """Returns the figures as data: a row per method and seed, with the gain over the first method of the same seed."""
+    found = []
+    for o in outcomes:
+        for i, (result, clean) in enumerate(zip(o.results, o.clean, strict=True)):
+            gain = None if o is outcomes[0] else _gains([result], [outcomes[0].results[i]])
+            found.append(
+                {
+                    **figures_of(result),
+                    "method": o.entry.label,
+                    "seed": o.seeds[i],
+                    "gain": gain and gain[0],
+                    "gain se": gain and gain[1],
+                    "clean": clean,
+                    "epochs": o.entry.recipe.epochs,
+                    "step cost": float(np.median(o.cost.ratios)),
+                    "recipe": json.loads(o.entry.recipe.to_json()),
+                }
+            )
+    return found

@@ -1,9 +1,6 @@
-"""The diagnostics' report: one HTML page, every figure as PNG and SVG beside it."""
+"""The sections of the diagnostics' report."""
 
-import dataclasses
-import html
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -11,19 +8,7 @@ from covkeras.diagnostics import pictures
 from covkeras.diagnostics.growth import Growth
 from covkeras.diagnostics.layerwise import LayerMoments
 from covkeras.diagnostics.toy import Plane
-from covkeras.reports.pages import html_table, markdown, page, picture, plain, png, svg
-
-
-@dataclasses.dataclass(frozen=True)
-class Section:
-    """One part of the page. title, text: its words. figure: a matplotlib figure or None; name: of its files. rows: a
-    table or None."""
-
-    title: str
-    text: str
-    name: str = ""
-    figure: object = None
-    rows: list[list[str]] | None = None
+from covkeras.reports.report import Section
 
 
 def verdict(rows: Sequence[LayerMoments]) -> str:
@@ -60,8 +45,7 @@ def layer_sections(rows: Sequence[LayerMoments], shown: Sequence[str], r_max: fl
         Section(
             "How far the propagated variance is off, by depth",
             "1 is exact, below 1 too small.",
-            "ratio",
-            pictures.ratio_plot(rows),
+            {"ratio": pictures.ratio_plot(rows)},
         ),
     ]
     if clouds:
@@ -69,7 +53,7 @@ def layer_sections(rows: Sequence[LayerMoments], shown: Sequence[str], r_max: fl
             "The first two channels at the central pixel of the first image: samples (darker where dense), the ellipse "
             "that would hold 95 % of a normal distribution of the sampled covariance, and that of the propagated one."
         )
-        sections.append(Section("Samples and ellipses", words, "clouds", pictures.cloud_plot(clouds)))
+        sections.append(Section("Samples and ellipses", words, {"clouds": pictures.cloud_plot(clouds)}))
     return sections
 
 
@@ -84,8 +68,7 @@ def general_sections(planes: Sequence[Plane], measured: Growth) -> list[Section]
             "A two-layer network on points of the plane. Interval bounds hold every value of inputs within 3 sigma of "
             "the point in each coordinate; the tracked covariance follows the noise. At the output the box is "
             f"{box[0] / spread[0]:.1f} and {box[1] / spread[1]:.1f} times as wide as 6 standard deviations.",
-            "planes",
-            pictures.planes_plot(planes),
+            {"planes": pictures.planes_plot(planes)},
         ),
         Section(
             "Samples needed as images grow",
@@ -93,29 +76,6 @@ def general_sections(planes: Sequence[Plane], measured: Growth) -> list[Section]
             "pixels needs more with every pixel; that of the logits, which is all that certification asks for, does "
             f"not: it changes by a factor of {flat:.1f} over these sizes (narrow PreActResNet-18s, random weights). "
             "What grows is the price of a sample, with the number of pixels.",
-            "growth",
-            pictures.growth_plot(measured),
+            {"growth": pictures.growth_plot(measured)},
         ),
     ]
-
-
-def write_page(folder: Path, title: str, caption: str, sections: Sequence[Section]) -> str:
-    """Writes index.html, table.md and every figure as .png and .svg; returns the terminal's text."""
-    folder.mkdir(parents=True, exist_ok=True)
-    parts, text, shown = [f"<p>{html.escape(caption)}</p>"], [f"# {title}\n\n{caption}"], []
-    for section in sections:
-        parts += [f"<h2>{html.escape(section.title)}</h2>", f"<p>{html.escape(section.text)}</p>"]
-        text.append(f"## {section.title}\n\n{section.text}")
-        if section.figure is not None:
-            data = png(section.figure)
-            (folder / f"{section.name}.png").write_bytes(data)
-            (folder / f"{section.name}.svg").write_bytes(svg(section.figure))
-            parts.append(picture(section.title, data))
-            text.append(f"![{section.title}]({section.name}.png)")
-        if section.rows:
-            parts.append(html_table(section.rows))
-            text.append(markdown(section.rows))
-            shown.append(plain(section.rows))
-    (folder / "index.html").write_text(page(title, parts))
-    (folder / "table.md").write_text("\n\n".join(text) + "\n")
-    return "\n\n".join(shown)

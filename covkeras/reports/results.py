@@ -1,6 +1,7 @@
 """Tables, plots and the HTML page of certified results. Readable in black and white and by the colour-blind."""
 
-import html
+import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,7 +10,10 @@ import numpy as np
 from covkeras.certification.certificates import average_certified_radius, certified_accuracy
 from covkeras.experiments.recipes import Recipe
 from covkeras.experiments.result import Result, steps_to
-from covkeras.reports.pages import STYLES, html_table, legend, markdown, new_figure, page, picture, plain, png
+from covkeras.reports.pages import STYLES, legend, markdown, new_figure, plain
+from covkeras.reports.report import Report, Section
+
+__all__ = ["Result", "accuracy_table", "fidelity_table", "markdown", "plain", "table_radii", "write_report"]
 
 
 def table_radii(results: Sequence[Result]) -> list[float]:
@@ -103,48 +107,63 @@ def write_report(
     histories: dict | None = None,
     title: str = "Certified accuracy",
 ) -> str:
-    """Writes curve.png, fidelity_*.png, training.png, table.md and index.html; returns the terminal's tables."""
-    folder.mkdir(parents=True, exist_ok=True)
-    caption = (
-        f"{recipe.data}, sigma {recipe.sigma:g}, n = {recipe.certify_n:,}, alpha {recipe.certify_alpha:g}"
-        if recipe
-        else ""
-    )
-    figures = {"curve": accuracy_plot(results, caption)}
-    figures |= {f"fidelity_{i}": fidelity_plot(r) for i, r in enumerate(results) if r.fidelity}
-    if histories and all(histories.values()):
-        figures["training"] = history_plot(histories)
-    images = {name: png(figure) for name, figure in figures.items()}
-    for name, data in images.items():
-        (folder / f"{name}.png").write_bytes(data)
-    tables = [accuracy_table(results)]
+    """Writes the report of certified results: curve.png, fidelity_*.png, training.png and a report's files; returns
+    the terminal's tables."""
+    caption = caption_of(recipe) if recipe else ""
+    sections = [
+        Section(figures={"curve": accuracy_plot(results, caption)}, rows=accuracy_table(results), note=CERTIFIED_NOTE)
+    ]
     if any(r.fidelity for r in results):
-        tables.append(fidelity_table(results))
-    (folder / "table.md").write_text(f"# {title}\n\n{caption}\n\n" + "\n\n".join(map(markdown, tables)) + "\n")
-    (folder / "index.html").write_text(_page(title, caption, tables, images, recipe))
-    return "\n\n".join(map(plain, tables))
-
-
-_NOTES = (
-    "Certified accuracy at r: the share of test images predicted correctly with certified radius at least r. ACR: the "
-    "average certified radius, 0 where wrong or abstained; it over-rewards easy images, so read it beside the curve. "
-    "Certificates are by Monte Carlo; each is wrong with probability at most alpha.",
-    "Propagated radii are estimates without samples, never certificates. The comparison leaves out images that were "
-    "abstained on, those where the two name different classes, and those whose certified radius is capped by n.",
-)
-
-
-def _page(title, caption, tables, images, recipe) -> str:
-    parts = [f"<p>{html.escape(caption)}</p>", picture("curve", images["curve"]), html_table(tables[0])]
-    parts.append(f"<p class=note>{_NOTES[0]}</p>")
-    if len(tables) > 1:
-        parts += ["<h2>Propagated against certified radius</h2>", html_table(tables[1])]
-        parts += [picture(n, images[n]) for n in images if n.startswith("fidelity")] + [
-            f"<p class=note>{_NOTES[1]}</p>"
-        ]
-    if "training" in images:
-        parts += ["<h2>Training</h2>", picture("training", images["training"])]
+        figures = {f"fidelity_{i}": fidelity_plot(r) for i, r in enumerate(results) if r.fidelity}
+        title_of_it = "Propagated against certified radius"
+        sections.append(Section(title_of_it, figures=figures, rows=fidelity_table(results), note=FIDELITY_NOTE))
+    if histories and all(histories.values()):
+        sections.append(Section("Training", figures={"training": history_plot(histories)}))
     if recipe:
         rows = [["field", "value"], *[[k, str(v)] for k, v in recipe.values().items()]]
-        parts += ["<h2>Recipe</h2>", html_table(rows, numbers=False)]
-    return page(title, parts)
+        sections.append(Section("Recipe", rows=rows, words=True))
+    data = {"recipe": json.loads(recipe.to_json()) if recipe else None, "rows": [figures_of(r) for r in results]}
+    return Report(title, caption, sections, data).write(folder)
+
+
+def caption_of(recipe: Recipe) -> str:
+    return f"{recipe.data}, sigma {recipe.sigma:g}, n = {recipe.certify_n:,}, alpha {recipe.certify_alpha:g}"
+
+
+def figures_of(result: Result) -> dict:
+    """Returns a result's figures as data: ACR and its standard error over images, certified accuracy, fidelity."""
+    certificates, labels = result.certificates, result.labels
+    radii = table_radii([result])
+    accuracy = certified_accuracy(certificates, labels, radii)
+    counted = np.where(certificates.label == labels, certificates.radius, 0.0)
+    return {
+        "method": result.name,
+        "images": len(labels),
+        "ACR": average_certified_radius(certificates, labels),
+        "ACR se": float(counted.std(ddof=1) / math.sqrt(len(labels))) if len(labels) > 1 else None,
+        **{f"acc at {r:g}": float(a) for r, a in zip(radii, accuracy, strict=True)},
+        "abstained": float((certificates.label == -1).mean()),
+        "fidelity": {
+            f.name: {
+                "rank correlation": _finite(f.rank_correlation),
+                "median ratio": _finite(f.median_ratio),
+                "images": int(f.compared.sum()),
+            }
+            for f in result.fidelity
+        },
+    }
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+CERTIFIED_NOTE = (
+    "Certified accuracy at r: the share of test images predicted correctly with certified radius at least r. ACR: the "
+    "average certified radius, 0 where wrong or abstained; it over-rewards easy images, so read it beside the curve. "
+    "Certificates are by Monte Carlo; each is wrong with probability at most alpha."
+)
+FIDELITY_NOTE = (
+    "Propagated radii are estimates without samples, never certificates. The comparison leaves out images that were "
+    "abstained on, those where the two name different classes, and those whose certified radius is capped by n."
+)

@@ -1,7 +1,7 @@
 """What a search found: its trials, the objective against each hyperparameter, parallel coordinates, ablations."""
 
 import dataclasses
-import html
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +10,8 @@ import numpy as np
 from covkeras.experiments import jobs
 from covkeras.experiments.tuning import CertifiedHyperModel, Trial
 from covkeras.reports import results as report
-from covkeras.reports.pages import STYLES, html_table, markdown, new_figure, page, picture, plain, png
+from covkeras.reports.pages import STYLES, new_figure
+from covkeras.reports.report import Report, Section
 
 
 def trials_table(trials: Sequence[Trial], objective: str) -> list[list[str]]:
@@ -109,7 +110,6 @@ def write_search_report(
     Args:
         trials: of the search, the best first. beside: the baselines. spread: name -> scores over seeds.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     done = [t for t in trials if t.score is not None]
     best = done[:1]
     named = [dataclasses.replace(t, name=f"best: {t.name}") for t in best]
@@ -125,22 +125,21 @@ def write_search_report(
             rows.append([name, *ends, str(len(values))])
         tables[f"{hypermodel.objective.text} over seeds, of weights, order and noise"] = rows
     tables |= {f"By {name}": table for name, table in ablations(hypermodel, trials).items()}
-    images = {}
+    figures = {}
     if done:
-        images["objective"] = png(objective_plot(hypermodel, trials, beside))
-        images["parallel"] = png(parallel_plot(hypermodel, trials))
-    for name, data in images.items():
-        (folder / f"{name}.png").write_bytes(data)
+        figures = {
+            "objective": objective_plot(hypermodel, trials, beside),
+            "parallel": parallel_plot(hypermodel, trials),
+        }
     recipe = hypermodel.recipe
     title = f"Search on {recipe.data}: {', '.join(one.field for one in hypermodel.space)}"
-    note = (
+    caption = (
         f"Validation images only, the first {recipe.certify_images} of the split at most, sigma {recipe.sigma:g}, "
         f"n = {recipe.certify_n:,}, alpha {recipe.certify_alpha:g}; the same noise for every trial. The best of many "
         "trials is flattered by having been chosen: its seeds are the fairer figure, and the test images the last word."
     )
-    parts = [f"<p class=note>{html.escape(note)}</p>", *(picture(n, d) for n, d in images.items())]
-    parts += [part for name, rows in tables.items() for part in (f"<h2>{html.escape(name)}</h2>", html_table(rows))]
-    (folder / "index.html").write_text(page(title, parts))
-    text = "\n\n".join(f"## {name}\n\n{markdown(rows)}" for name, rows in tables.items())
-    (folder / "table.md").write_text(f"# {title}\n\n{note}\n\n{text}\n")
-    return "\n\n".join(f"{name}\n{plain(rows)}" for name, rows in tables.items())
+    sections = [Section(figures=figures), *(Section(name, rows=rows) for name, rows in tables.items())]
+    scores = [{"trial": t.name, "status": t.status, hypermodel.objective.text: t.score} for t in [*trials, *beside]]
+    seeds = {name: values.tolist() for name, values in spread.items()}
+    data = {"recipe": json.loads(recipe.to_json()), "rows": scores, "over seeds": seeds}
+    return Report(title, caption, sections, data).write(folder, titled=True)

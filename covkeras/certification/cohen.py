@@ -1,0 +1,68 @@
+"""PREDICT and CERTIFY of Cohen, Rosenfeld, Kolter (ICML 2019), whole: Monte Carlo with the number of samples fixed.
+
+SAMPLE_UNDER_NOISE is `Ballot.count`: how often each class wins among n noisy copies of an image.
+"""
+
+import time
+from collections.abc import Iterator
+
+import numpy as np
+
+from covkeras.certification.certificates import ABSTAIN, Certificates, Predictions
+from covkeras.certification.confidence import MAX_TRIALS, certified_radius, clopper_pearson_lower, top_two_differ
+from covkeras.certification.noise import ESTIMATION, PREDICTION, SELECTION, check_seed
+from covkeras.runtime.validation import check_alpha, check_count, check_enough, check_enough_to_predict
+
+# Images certified together where they share their noise.
+GROUP = 16
+
+
+def predict(smoothed, images, n, alpha, seed=0, indices=None, index=0) -> Predictions:
+    """PREDICT: the class with the most votes, or abstention. See `SmoothedClassifier.predict`."""
+    check_count("n", n)
+    check_alpha(alpha)
+    check_enough_to_predict("n", n, alpha)
+    images, indices = smoothed.checked(images, indices, index)
+    seed, counts = check_seed(seed), np.zeros((len(images), smoothed.num_classes), np.int64)
+    for part in _groups(smoothed, len(images)):
+        counts[part] = smoothed.ballot.count(images[part], indices[part], PREDICTION, n, seed)
+    smoothed.report_void(n - counts.sum(1), n, indices)
+    second, first = np.sort(counts, 1)[:, -2:].T
+    label = np.where(top_two_differ(first, second, alpha), counts.argmax(1), ABSTAIN)
+    return Predictions(label, counts)
+
+
+def certify_each(smoothed, images, n0, n, alpha, seed=0, indices=None, index=0) -> Iterator[tuple[int, Certificates]]:
+    """CERTIFY: yields (position, Certificates of length 1). The arguments are checked at once, the work is lazy."""
+    check_count("n0", n0)
+    check_count("n", n, high=MAX_TRIALS)
+    check_alpha(alpha)
+    check_enough("n", n, alpha)
+    seed = check_seed(seed)
+    images, indices = smoothed.checked(images, indices, index)
+    parts = _groups(smoothed, len(images))
+    done = (c for part in parts for c in _certify_group(smoothed, images[part], indices[part], n0, n, alpha, seed))
+    return enumerate(done)
+
+
+def _certify_group(smoothed, images, indices, n0, n, alpha, seed) -> Iterator[Certificates]:
+    start = time.perf_counter()
+    # n0 samples choose the class, n others bound its probability: chosen on the same, the bound would not hold.
+    choice = smoothed.ballot.count(images, indices, SELECTION, n0, seed)
+    votes = smoothed.ballot.count(images, indices, ESTIMATION, n, seed)
+    labels = choice.argmax(1)
+    hits = votes[np.arange(len(images)), labels]
+    void = n0 + n - choice.sum(1) - votes.sum(1)
+    smoothed.report_void(void, n0 + n, indices)
+    p_lower = clopper_pearson_lower(hits, n, alpha)
+    radii = np.asarray(certified_radius(p_lower, smoothed.sigma))
+    seconds = (time.perf_counter() - start) / len(images)
+    for label, radius, p, lost in zip(labels, radii, p_lower, void, strict=True):
+        # p_lower <= 1/2 abstains. So does a radius of 0: it claims nothing.
+        yield Certificates.single(label if radius > 0 else ABSTAIN, radius, p, n0 + n, seconds, lost)
+
+
+def _groups(smoothed, count: int) -> list[slice]:
+    """The images that are sampled together: one at a time, or several where they share their noise."""
+    size = GROUP if smoothed.shared_noise else 1
+    return [slice(i, i + size) for i in range(0, count, size)]
