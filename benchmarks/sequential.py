@@ -15,8 +15,8 @@ the fixed n. The bound of every test holds at the same alpha.
     + give up              one-sided, and an image is given up when its chance to be certified falls below 1 %
 
 differ: images decided otherwise than by the fixed n. hair: how far the share of hits of these lies from p0, at most, in
-standard errors of all max_n samples. On the LeNet of MNIST in docs/results.md (noise alone, sigma 0.5, in bfloat16,
-500 images, alpha 0.001, max_n 100,000):
+standard errors of all max_n samples. On the LeNet of MNIST in docs/results/certification.md (noise alone, sigma 0.5, in
+bfloat16, 500 images, alpha 0.001, max_n 100,000):
 
     radius  test                    mean samples  median    95 %  certified  undecided  differ  hair
        0.5  fixed n                       100064  100064  100064      0.968          0       0     -

@@ -23,7 +23,7 @@ extensions = [
 ]
 myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 3
-exclude_patterns = ["_build", "tour", "**/README.*"]
+exclude_patterns = ["_build", "tour", "results/pages", "results/data", "**/README.*"]
 html_math_renderer = "mathml"
 html_theme = "furo"
 html_title = "covkeras"

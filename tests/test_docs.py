@@ -1,5 +1,7 @@
 """The pages: their code runs or at least compiles, their links lead somewhere, the tour is executed."""
 
+import importlib.util
+import json
 import re
 import runpy
 from pathlib import Path
@@ -9,7 +11,8 @@ import pytest
 from covkeras.commands.main import COMMANDS
 
 DOCS = Path(__file__).parent.parent / "docs"
-PAGES = sorted(DOCS.glob("*.md"))
+RESULTS = DOCS / "results"
+PAGES = [*sorted(DOCS.glob("*.md")), *sorted(RESULTS.glob("*.md"))]
 
 
 def test_the_tours_code_runs(monkeypatch, capsys, tmp_path):
@@ -26,12 +29,19 @@ def test_links_and_code_of_a_page(page):
     text = page.read_text()
     for target in re.findall(r"\]\(([^)#]+)\)", text):
         # The executed tour is made when the pages are built.
-        there = DOCS / target.replace("executed/", "tour/").replace(".rst", ".py")
+        there = page.parent / target.replace("executed/", "tour/").replace(".rst", ".py")
         assert there.exists(), f"{page.name} links to {target}"
     for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
         compile(code, page.name, "exec")
     # Every page can be reached from the first.
-    assert page.stem == "index" or f"\n{page.stem}\n" in (DOCS / "index.md").read_text()
+    assert (
+        page == DOCS / "index.md" or _name(page) in (DOCS / "index.md").read_text() + (RESULTS / "index.md").read_text()
+    )
+
+
+def _name(page: Path) -> str:
+    """As a list of pages names it."""
+    return f"\n{'results/index' if page == RESULTS / 'index.md' else page.stem}\n"
 
 
 PROGRAMS = {"run": "train", "local": "serve"}
@@ -81,3 +91,56 @@ def test_the_readme_is_short_and_its_links_lead_somewhere():
         assert (root / target).exists(), target
     for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
         compile(code, "README.md", "exec")
+
+
+def builder():
+    spec = importlib.util.spec_from_file_location("build_results", RESULTS / "build.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_pages_of_results_are_what_is_built(capsys):
+    assert builder().main(["--check"]) == 0, capsys.readouterr().out
+
+
+def test_the_readmes_table_is_of_the_committed_figures():
+    """Every row of README's table against the file it comes from."""
+    rows = builder().rows_of("mnist")
+    readme = (DOCS.parent / "README.md").read_text().replace("**", "")
+    methods = {row["method"] for row in rows}
+    assert len(methods) == 5
+    for method in methods:
+        acr = {row["sigma"]: row["ACR"] for row in rows if row["method"] == method}
+        cost = next(row["step cost"] for row in rows if row["method"] == method)
+        line = f"| {acr[0.25]:.3f} | {acr[0.5]:.3f} | {acr[1.0]:.3f} | {cost:#.3g} |"
+        assert line.replace("| 1.00 |", "| 1 |") in readme, (method, line)
+
+
+def test_figures_are_found_computed_and_missed_by_name(tmp_path):
+    build = builder()
+    (tmp_path / "data").mkdir()
+    rows = [{"method": "a", "sigma": 0.5, "ACR": 1.25, "n": 1000}, {"method": "b", "sigma": 0.5, "ACR": 1.0, "n": None}]
+    (tmp_path / "data" / "toy.json").write_text(json.dumps({"rows": rows}))
+    build.HERE = tmp_path
+    text = "{{toy[a; 0.5].ACR:.2f}} {{toy[a].ACR - toy[b].ACR:+.3f}} {{(toy[a].ACR + 1) / 2 * toy[b].ACR:.3f}}"
+    assert build.build(text).splitlines()[-1] == "1.25 +0.250 1.125"
+    table = "{{table toy\nwhere sigma = 0.5\nmethod: {method}\nACR: {ACR:.1f} max\nn: {n:,}\n}}"
+    assert build.build(table).splitlines()[2:] == [
+        "| method | ACR | n |",
+        "|---|---:|---:|",
+        "| a | **1.2** | 1,000 |",
+        "| b | 1.0 |  |",
+    ]
+    for wrong, message in (
+        ("{{toy[c].ACR:.2f}}", "must be one row, found 0"),
+        ("{{toy[0.5].ACR:.2f}}", "must be one row, found 2"),
+        ("{{toy[a].acr:.2f}}", "has no 'acr'"),
+        ("{{none[a].ACR:.2f}}", "no figures"),
+        ("{{1 + 1:.2f}}", "names no figure"),
+        ("{{toy[a].ACR ** 2:.2f}}", "no arithmetic"),
+        ("{{table toy\nACR: {acr}\n}}", "no field"),
+        ("{{table toy\nwhere sigma = 1\nACR: {ACR}\n}}", "no rows"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            build.build(wrong)

@@ -136,8 +136,8 @@ def with_end(*end):
 
 
 REFUSED = {
-    "No moment rule for MaxPooling2D": (
-        lambda: keras.Sequential([keras.Input((8, 8, 1)), layers.MaxPooling2D(), layers.Flatten(), layers.Dense(2)]),
+    "No moment rule for Softmax": (
+        lambda: keras.Sequential([keras.Input((8, 8, 2)), layers.Softmax(), layers.Flatten(), layers.Dense(2)]),
         NotImplementedError,
     ),
     "ends in probabilities": (with_end(layers.Dense(3, activation="softmax")), ValueError),
@@ -160,12 +160,16 @@ def test_r_max_is_refused(r_max):
         MomentNetwork(small_classifier(), 0.5, r_max)
 
 
-def test_operations_on_tensors_name_the_layer_to_use():
+def test_operations_on_tensors_are_the_layers_that_do_the_same(rng):
     images = keras.Input((4, 4, 1))
-    x = layers.Conv2D(2, 3)(images)
-    model = keras.Model(images, layers.Dense(2)(layers.Flatten()(x + x)))
-    with pytest.raises(NotImplementedError, match=r"Use the layer, such as keras.layers.Add"):
-        MomentNetwork(model, 0.5)
+    conv, end = layers.Conv2D(2, 3), layers.Dense(2)
+    x = conv(images)
+    written = keras.Model(images, end(layers.Flatten()(x + x)))
+    laid = keras.Model(images, end(layers.Flatten()(layers.Add()([x, x]))))
+    batch = rng.random((2, 4, 4, 1)).astype("float32")
+    one, two = MomentNetwork(written, 0.5)(batch), MomentNetwork(laid, 0.5)(batch)
+    np.testing.assert_allclose(one.mean, two.mean, rtol=1e-6)
+    np.testing.assert_allclose(one.cov, two.cov, rtol=1e-6)
 
 
 def test_images_of_another_shape_are_refused(rng):

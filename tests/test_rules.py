@@ -193,10 +193,12 @@ def test_batch_normalization_in_training_uses_and_updates_the_noisy_batch(rng):
 
 
 REFUSED = {
-    "the maximum of Gaussians": lambda: layers.MaxPooling2D(name="pool1"),
+    "the channels stay last": lambda: layers.Permute((3, 1, 2)),
     "channels last": lambda: layers.Conv2D(2, 2, data_format="channels_first"),
-    "No moment rule for activation 'gelu'": lambda: layers.Conv2D(2, 2, activation="gelu"),
-    "No moment rule for ReLU": lambda: layers.ReLU(max_value=6.0),
+    "No moment rule for activation 'softmax'": lambda: layers.Conv2D(2, 2, activation="softmax"),
+    "No moment rule for activation 'glu'": lambda: layers.Activation("glu"),
+    "No moment rule for MelSpectrogram": lambda: layers.MelSpectrogram(),
+    r"LayerNormalization .* along the channels \(axis -1\) only": lambda: layers.LayerNormalization(axis=1),
     "No moment rule for Softmax": lambda: layers.Softmax(),
     "must normalise the last axis": lambda: layers.BatchNormalization(axis=1),
     "one variance per channel": lambda: layers.Normalization(

@@ -16,7 +16,7 @@ from covkeras.certification.certificates import Certificates, Predictions, Radiu
 from covkeras.certification.deciding import certify_at_each, certify_to_each
 from covkeras.certification.noise import make_noise
 from covkeras.certification.voting import PRECISIONS, Ballot, rebuilt
-from covkeras.runtime.classifiers import check_classifier, check_fixed_size, check_weights, warn_of_scale
+from covkeras.runtime.classifiers import check_classifier, check_fixed_size, check_weights, warn_of_scale, with_a_graph
 from covkeras.runtime.validation import check_choice, check_count, check_images, check_sigma
 
 
@@ -62,6 +62,7 @@ class SmoothedClassifier:
         precision: str | None = None,
         strategy: tf.distribute.Strategy | None = None,
     ):
+        classifier = with_a_graph(classifier)
         check_classifier(classifier)
         check_fixed_size(classifier.inputs[0].shape[1:])
         self.sigma = check_sigma(sigma)

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from covkeras.moments.network import walk
+from covkeras.moments.graph import walk
 
 
 class Interval(NamedTuple):

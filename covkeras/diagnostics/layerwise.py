@@ -11,7 +11,8 @@ from keras import ops
 
 from covkeras.moments.dispatch import Context, propagate
 from covkeras.moments.gaussian import Gaussian, probability
-from covkeras.moments.network import MomentNetwork, walk
+from covkeras.moments.graph import walk
+from covkeras.moments.network import MomentNetwork
 from covkeras.runtime.validation import check_count
 
 _LINEAR = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D, keras.layers.Dense)
@@ -74,7 +75,8 @@ def pre_activations(network: MomentNetwork, images, sampled: bool = True) -> dic
                 return activation.propagated(gaussian)
             return Gaussian(activation.apply(gaussian.mean), gaussian.cov)
 
-        after = propagate(layer, given, Context(r_max=network.r_max, rectify=rectify))
+        context = Context(r_max=network.r_max, rectify=rectify, plain=sampled, unknown=network.unknown)
+        after = propagate(layer, given, context)
         if isinstance(layer, _LINEAR):
             counts[layer.name] = counts.get(layer.name, 0) + 1
             name = layer.name if counts[layer.name] == 1 else f"{layer.name} ({counts[layer.name]})"

@@ -181,12 +181,14 @@ def _signatures(graphs: ServedGraphs, names, defaults: Defaults, calibration_ima
 
     made = {
         "serving_default": traced(lambda images: default(images), images=images),
-        "serving_bytes": traced(serving_bytes, image_bytes=text),
         "certify": traced(certify, images=images, n0=long, n=long, alpha=double, seed=long),
         "certify_at": traced(certify_at, images=images, radius=double, alpha=double, seed=long),
         "predict": traced(predict, images=images),
         "logits": traced(logits, images=images),
     }
+    if len(smoothed.image_shape) == 3 and smoothed.image_shape[-1] in (1, 3):
+        # PNG and JPEG files hold nothing else: signals, and images of more channels, are sent as numbers.
+        made["serving_bytes"] = traced(serving_bytes, image_bytes=text)
     # A layer without a moment rule leaves `moments` out: metadata.json lists the signatures there are.
     with contextlib.suppress(NotImplementedError), automatic():
         made["moments"] = traced(_moments(smoothed, named, calibration_images), images=images)

@@ -16,7 +16,6 @@ from keras import ops
 from covkeras.moments.dispatch import Context
 from covkeras.moments.gaussian import Gaussian, blocks, margin, standard_deviation, wide
 from covkeras.moments.network import MomentNetwork
-from covkeras.moments.rectifiers import Rectifier
 from covkeras.runtime.validation import check_count
 
 
@@ -83,10 +82,9 @@ def adjoint_margin(
             mean = mean + ops.cast(probes[len(units)], mean.dtype) if kappa else mean
             units.append((gaussian.mean, sd, activation))
             # The covariance is read where gates are propagated: there as the activation's own rule has it.
-            cov = gaussian.cov if isinstance(activation, Rectifier) else activation.propagated(gaussian).cov
-            return Gaussian(mean, cov)
+            return Gaussian(mean, activation.spread(gaussian))
 
-        given = dataclasses.replace(context, rectify=rectify)
+        given = dataclasses.replace(context, rectify=rectify, plain=True)
         logits = network(images, context=given)
         mean, _, label, runner_up = margin(logits, labels)
         return ops.sum(mean), (mean, label, runner_up, logits.mean, units)
@@ -105,6 +103,7 @@ def adjoint_margin(
 def _gate(network, gates) -> Callable:
     """(position, Gaussian) -> (channels,), the s of the rectifier's gate."""
     if gates is None:
+        network.check_gates_known()
         return lambda position, gaussian: standard_deviation(gaussian.cov, blocks(gaussian))
     if callable(gates):
         return gates
@@ -133,7 +132,7 @@ def noisy_pass(network: MomentNetwork, noisy, context: Context = Context()) -> t
 
     network.check_estimable()
     sample = Gaussian(noisy, ops.zeros_like(network.gaussian_input(noisy)[1]))
-    logits = network.propagate(sample, dataclasses.replace(context, rectify=rectify))
+    logits = network.propagate(sample, dataclasses.replace(context, rectify=rectify, plain=True))
     return logits.mean, units
 
 
@@ -184,7 +183,7 @@ def calibrate_gates(network: MomentNetwork, images, copies: int = 4, seed: int =
         gates.append(measure(len(gates), gaussian))
         return Gaussian(activation.gated(gaussian.mean, gates[-1]), gaussian.cov)
 
-    network(images, context=Context(rectify=rectify))
+    network(images, context=Context(rectify=rectify, plain=True))
     return gates
 
 

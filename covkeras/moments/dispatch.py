@@ -1,5 +1,6 @@
 """propagate: dispatches on a layer's type to its moment rule; what a rule may know besides its layer."""
 
+import contextlib
 import dataclasses
 import weakref
 from collections.abc import Callable
@@ -8,7 +9,11 @@ import keras
 import numpy as np
 
 from covkeras.moments.gaussian import Gaussian
-from covkeras.moments.rectifiers import PLAIN, Elementwise, Kernels, Rectifier
+from covkeras.moments.graph import Call
+from covkeras.moments.rectifiers import PLAIN, Activation, Elementwise, Kernels, Rectifier
+from covkeras.moments.unknown import linearised, mean_alone
+
+UNKNOWN = ("refuse", "linearise", "adjoint")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,19 +26,27 @@ class Context:
     kernels: the rectifiers' element-wise loops; the trainer puts compiled ones here.
     rectify: (gaussian, activation) -> gaussian, applied at every (leaky) ReLU, and at every element-wise layer with a
         rule of the user's, instead of their rule; the adjoint estimate puts its own here. `activation`: see
-        `rectifiers.Rectifier`.
+        `rectifiers.Activation`.
     regularise: whether layers add their activity regularisers, of the propagated mean, to their losses.
     epoch: the training epoch, from 0; a number or an integer tensor. For objectives that change with it.
+    unknown: what is done with a layer that has no rule, or whose rule does not cover it. "refuse": an error that names
+        it. "linearise": mean and covariance of the layer alone, at samples of its Gaussian (`linearise`). "adjoint":
+        the mean goes through the layer itself, whose own Jacobian the adjoint estimate then meets; the covariance is
+        not carried on.
+    plain: whether nonlinear layers that are not element-wise (a maximum, a norm, attention) act as themselves: the
+        means are samples, or the adjoint estimate wants their Jacobian.
     """
 
     r_max: float | None = None
     training: bool = False
     kernels: Kernels = PLAIN
-    rectify: Callable[[Gaussian, object], Gaussian] | None = None
+    rectify: Callable[[Gaussian, Activation], Gaussian] | None = None
     regularise: bool = False
     epoch: object = 0
+    unknown: str = "refuse"
+    plain: bool = False
 
-    def activated(self, gaussian: Gaussian, activation) -> Gaussian:
+    def activated(self, gaussian: Gaussian, activation: Activation) -> Gaussian:
         """What an activation makes of the pair."""
         return self.rectify(gaussian, activation) if self.rectify else activation.propagated(gaussian, self.kernels)
 
@@ -50,7 +63,7 @@ class _Propagate:
     """Dispatches on the layer's type; refuses duplicates, unknown layers, and subclasses that change `call`."""
 
     def __init__(self):
-        self._rules = {}
+        self._rules, self._operations, self._unnamed = {}, {}, {}
         self._kinds = weakref.WeakKeyDictionary()
 
     def register(self, *layer_types: type, override: bool = False):
@@ -72,17 +85,49 @@ class _Propagate:
 
         return decorate
 
+    def register_operation(self, *names: str):
+        """Decorates `rule(call, gaussians, context) -> Gaussian` as the rule of Keras' operations of these class names,
+        and of layers that are called otherwise than with one tensor or a list; see `graph.Call`."""
+
+        def decorate(rule):
+            self._operations.update(dict.fromkeys(names, rule))
+            return rule
+
+        return decorate
+
+    def register_unnamed(self, name: str):
+        """Decorates the rule of a layer that Keras uses in its applications and exports under no name."""
+
+        def decorate(rule):
+            self._unnamed[name] = rule
+            return rule
+
+        return decorate
+
     def rule_for(self, layer):
         """Returns the rule of the layer's type, or of the nearest base whose `call` it has not changed."""
+        if isinstance(layer, Call):
+            if rule := self._operations.get(type(layer.operation).__name__):
+                return rule
+            raise NotImplementedError(_no_rule(layer))
         for base in type(layer).__mro__:
             if base in self._rules:
-                if type(layer).call is base.call or _walks_its_graph(layer):
+                if type(layer).call is base.call or walks_its_graph(layer):
                     return self._rules[base]
                 raise NotImplementedError(
                     f"No moment rule for {type(layer).__name__} (layer {layer.name!r}): it changes the call of "
-                    f"{base.__name__}. Register its own with @propagate.register({type(layer).__name__})."
+                    f"{base.__name__}. Register its own with @propagate.register({type(layer).__name__}), {_REMEDIES}."
                 )
+        if type(layer).__module__.startswith("keras.") and type(layer).__name__ in self._unnamed:
+            return self._unnamed[type(layer).__name__]
         raise NotImplementedError(_no_rule(layer))
+
+    def has_rule(self, layer) -> bool:
+        """Whether the layer's type has a rule."""
+        try:
+            return bool(self.rule_for(layer))
+        except NotImplementedError:
+            return False
 
     def __call__(self, layer, gaussian, context: Context | None = None) -> Gaussian:
         """Applies the layer's rule.
@@ -98,9 +143,18 @@ class _Propagate:
         Raises:
             NotImplementedError: the layer has no rule; the message names the remedy.
         """
-        rule, context = self.rule_for(layer), context or Context()
+        context = context or Context()
         if context.r_max is None:
             context = dataclasses.replace(context, r_max=0.0)
+        if context.unknown == "refuse":
+            return self._by_rule(layer, gaussian, context)
+        if self.has_rule(layer) and not (context.unknown == "adjoint" and self.kind_of(layer) == "other"):
+            with contextlib.suppress(NotImplementedError):
+                return self._by_rule(layer, gaussian, context)
+        return (linearised if context.unknown == "linearise" else mean_alone)(layer, gaussian, context)
+
+    def _by_rule(self, layer, gaussian, context: Context) -> Gaussian:
+        rule = self.rule_for(layer)
         if context.rectify and self.kind_of(layer) == "elementwise":
             plain = dataclasses.replace(context, rectify=None)
             after = context.rectify(gaussian, Elementwise(layer, rule, plain))
@@ -118,16 +172,21 @@ class _Propagate:
         they are nonlinear; a user's need not: an element-wise layer is wrapped into an activation, so that every
         estimate reaches it.
         """
-        if self.rule_for(layer).__module__.startswith("covkeras.") or layer in self._kinds or None in shape:
+        if (
+            isinstance(layer, Call)
+            or self.rule_for(layer).__module__.startswith("covkeras.")
+            or layer in self._kinds
+            or None in shape
+        ):
             return
         self._kinds[layer] = _kind(layer, shape)
 
     def kind_of(self, layer) -> str:
         """Returns "linear", "elementwise" or "other" of a layer that was examined, else "stock"."""
-        return self._kinds.get(layer, "stock")
+        return "stock" if isinstance(layer, Call) else self._kinds.get(layer, "stock")
 
 
-def _walks_its_graph(layer) -> bool:
+def walks_its_graph(layer) -> bool:
     """Whether a layer is a model whose `call` is Keras' own walk through its graph."""
     if not isinstance(layer, keras.Model) or type(layer).call is keras.Model.call:
         return False
@@ -151,16 +210,18 @@ def _kind(layer, shape) -> str:
     return "other"
 
 
+_REMEDIES = "or make the network with unknown='linearise' (by samples of the layer alone), or unknown='adjoint'"
+
+
 def _no_rule(layer) -> str:
-    what = f"No moment rule for {type(layer).__name__} (layer {layer.name!r})"
-    if "MaxPool" in type(layer).__name__:
-        return (
-            f"{what}: the maximum of Gaussians is not Gaussian. Use AveragePooling2D, or register one with "
-            "@propagate.register."
-        )
-    if not isinstance(layer, keras.layers.Layer):
-        return f"{what}: it is an operation, not a layer. Use the layer, such as keras.layers.Add()([a, b]) for a + b."
-    return f"{what}. Register one with @propagate.register({type(layer).__name__})."
+    called = isinstance(layer, Call)
+    kind = type(layer.operation if called else layer).__name__
+    what = f"No moment rule for {kind} (layer {layer.name!r})"
+    if called and not isinstance(layer.operation, keras.layers.Layer):
+        return f"{what}, an operation. Use a layer that has one, {_REMEDIES}."
+    if called:
+        return f"{what} called with several tensors or values. Write a layer of one input, with a rule, {_REMEDIES}."
+    return f"{what}. Register one with @propagate.register({kind}), {_REMEDIES}."
 
 
 propagate = _Propagate()

@@ -62,20 +62,22 @@ class Moments(PlainErrors, keras.layers.Layer):
 
     Args:
         layer: a layer with a rule. r_max: bound on the pixels' correlation, where the context has none; see `Context`.
+        unknown: what is done with a layer that has none.
 
     Raises:
         NotImplementedError: the layer has no rule.
     """
 
-    def __init__(self, layer, r_max: float = 0.1, **kwargs):
+    def __init__(self, layer, r_max: float = 0.1, unknown: str = "refuse", **kwargs):
         # autocast=False: mixed precision would cast the covariance; the rules cast the mean themselves.
         super().__init__(**{"dtype": "float32", "autocast": False, **kwargs})
-        propagate.rule_for(layer)
-        self.layer = layer
+        if unknown == "refuse":
+            propagate.rule_for(layer)
+        self.layer, self.unknown = layer, unknown
         self.r_max = check_r_max(r_max)
 
     def build(self, pair_shape):
-        if not self.layer.built:
+        if not getattr(self.layer, "built", True):
             several = isinstance(pair_shape[0][0], (tuple, list))
             self.layer.build([p[0] for p in pair_shape] if several else pair_shape[0])
 
@@ -85,11 +87,15 @@ class Moments(PlainErrors, keras.layers.Layer):
         context = context or Context(training=bool(training))
         if context.r_max is None:
             context = dataclasses.replace(context, r_max=self.r_max)
-        return tuple(propagate(self.layer, gaussian, context))
+        if context.unknown != self.unknown:
+            context = dataclasses.replace(context, unknown=self.unknown)
+        after = propagate(self.layer, gaussian, context)
+        return tuple(after) if isinstance(after, Gaussian) else [tuple(one) for one in after]
 
     def get_config(self):
         layer = keras.saving.serialize_keras_object(self.layer)
-        return {**super().get_config(), "layer": layer, "r_max": self.r_max}
+        unknown = {} if self.unknown == "refuse" else {"unknown": self.unknown}
+        return {**super().get_config(), "layer": layer, "r_max": self.r_max, **unknown}
 
     @classmethod
     def from_config(cls, config):

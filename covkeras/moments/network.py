@@ -1,60 +1,16 @@
 """MomentNetwork: any Sequential or Functional Keras classifier, laid again for the pair (mean, covariance)."""
 
 import dataclasses
-from collections.abc import Callable
 
 import keras
-from keras import ops, tree
+from keras import ops
 
-from covkeras.moments.dispatch import Context, propagate
+from covkeras.moments.dispatch import UNKNOWN, Context, propagate, walks_its_graph
 from covkeras.moments.gaussian import Gaussian, wide
+from covkeras.moments.graph import called_with, nodes_of, walk
 from covkeras.moments.layers import GaussianInput, Moments, PlainErrors
-from covkeras.runtime.classifiers import check_classifier, check_fixed_size
-from covkeras.runtime.validation import check_r_max, check_shape, check_sigma
-
-
-def walk(model, value, visit: Callable):
-    """Carries `value` through a model's graph and returns what arrives at its output. The only place that knows
-    Keras' graph; pinned by a test.
-
-    Args:
-        model: a built Sequential or Functional model with one input and one output.
-        value: what stands for the model's input.
-        visit: (layer, value or list of values, position, options) -> value, called once per use of a layer, in
-            topological order; `position` counts the calls, `options` holds a `training` that the graph itself passes.
-
-    Raises:
-        NotImplementedError: a layer that is called with several tensors, or with options but `training`.
-    """
-    functional = getattr(model, "_functional", None) or model
-    values = {id(functional.inputs[0]): value}
-    position = 0
-    for depth in sorted(functional._nodes_by_depth, reverse=True):
-        for node in functional._nodes_by_depth[depth]:
-            if node.is_input:
-                continue
-            arguments, options = _called_with(node)
-            given = tree.map_structure(lambda t: values[id(t)], arguments)
-            values[id(node.outputs[0])] = visit(node.operation, given, position, options)
-            position += 1
-    return values[id(functional.outputs[0])]
-
-
-def _called_with(node) -> tuple:
-    """What a layer is called with in a graph: its tensor, or list of tensors, by position or by name; its options."""
-    layer = node.operation
-    named = {**{str(i): a for i, a in enumerate(node.arguments.args)}, **node.arguments.kwargs}
-    named = {name: a for name, a in named.items() if a is not None}
-    tensors = {n: a for n, a in named.items() if any(isinstance(t, keras.KerasTensor) for t in tree.flatten(a))}
-    options = {name: a for name, a in named.items() if name not in tensors}
-    if not isinstance(layer, keras.layers.Layer):
-        return [t for a in tensors.values() for t in tree.flatten(a)], {}
-    if len(tensors) != 1 or not set(options) <= {"training"}:
-        raise NotImplementedError(
-            f"No moment rule for {type(layer).__name__} (layer {layer.name!r}) called with {', '.join(named)}: moments "
-            "take one tensor, or a list for a merge layer, and `training`. Write a layer of one input, with a rule."
-        )
-    return next(iter(tensors.values())), options
+from covkeras.runtime.classifiers import check_classifier, check_fixed_size, with_a_graph
+from covkeras.runtime.validation import check_choice, check_r_max, check_shape, check_sigma
 
 
 @propagate.register(keras.Model, keras.Sequential)
@@ -76,6 +32,8 @@ class MomentNetwork(PlainErrors, keras.Model):
         sigma: noise level, in [0, 1] pixel units.
         r_max: bound on the correlation between the pixels under a convolution's window, in [0, 1). A context that has
             an r_max of its own wins.
+        unknown: what is done with a layer that has no rule, see `Context`: "refuse" it here; "linearise" it; or
+            "adjoint", take its mean alone: then the network is for the adjoint estimate only.
 
     Attributes:
         gate_shapes: the shapes (..., P * channels) of the activations' inputs, in the order in which they are met.
@@ -86,25 +44,32 @@ class MomentNetwork(PlainErrors, keras.Model):
         ValueError: a model that is not built, has several inputs or outputs or ends in probabilities; sigma, r_max.
     """
 
-    def __init__(self, classifier, sigma: float, r_max: float = 0.1, name: str = "moment_network"):
+    def __init__(
+        self, classifier, sigma: float, r_max: float = 0.1, unknown: str = "refuse", name: str = "moment_network"
+    ):
         super().__init__(name=name, dtype="float32", autocast=False)
         self.sigma, self.r_max = check_sigma(sigma), check_r_max(r_max)
+        classifier = with_a_graph(classifier)
         check_classifier(classifier)
-        self.classifier = classifier
+        self.classifier, self.unknown = classifier, check_choice("unknown", unknown, UNKNOWN)
         check_fixed_size(self.image_shape)
-        propagate.rule_for(classifier)
+        if unknown == "refuse":
+            propagate.rule_for(classifier)
         self.gaussian_input = GaussianInput(self.sigma)
         self.moment_layers = []
 
         def lay(layer, given, position, options):
-            self.moment_layers.append(Moments(layer, self.r_max, name=f"moments_{position}"))
-            return given
+            self.moment_layers.append(Moments(layer, self.r_max, unknown, name=f"moments_{position}"))
+            outputs = nodes_of(classifier)[position].outputs
+            return [None] * len(outputs) if len(outputs) > 1 else None
 
         walk(classifier, None, lay)
         _examine(classifier)
         # One black image: every layer that cannot carry the pair is refused here, not in the first step; not by
         # __call__, which would wrap the refusal into a page about the layer's arguments.
         self.gate_shapes = self._shapes_of(ops.zeros((1, *self.image_shape), "float32"))
+        if unknown == "adjoint" and self._is_known():
+            self._set_unknown("refuse")
         self.built = True
 
     @property
@@ -124,6 +89,7 @@ class MomentNetwork(PlainErrors, keras.Model):
             Gaussian: mean (batch, classes), cov (classes, classes), both float32.
         """
         check_shape(images.shape, self.image_shape)
+        self._check_forward(context)
         return self.propagate(Gaussian(*self.gaussian_input(images)), context or Context(training=bool(training)))
 
     def propagate(self, gaussian: Gaussian, context: Context) -> Gaussian:
@@ -138,6 +104,8 @@ class MomentNetwork(PlainErrors, keras.Model):
         """
         if context.r_max is None:
             context = dataclasses.replace(context, r_max=self.r_max)
+        if context.unknown != self.unknown:
+            context = dataclasses.replace(context, unknown=self.unknown)
 
         def visit(layer, given, position, options):
             # Not by __call__: see __init__.
@@ -146,13 +114,44 @@ class MomentNetwork(PlainErrors, keras.Model):
         mean, cov = walk(self.classifier, gaussian, visit)
         return Gaussian(wide(mean), cov)
 
+    def _is_known(self) -> bool:
+        """Whether every layer has a rule after all, which covers it, and which the adjoint estimate knows."""
+        self._set_unknown("refuse")
+        try:
+            self._shapes_of(ops.zeros((1, *self.image_shape), "float32"))
+            self.check_estimable()
+        except NotImplementedError:
+            self._set_unknown("adjoint")
+            return False
+        return True
+
+    def _set_unknown(self, unknown: str) -> None:
+        self.unknown = unknown
+        for layer in self.moment_layers:
+            layer.unknown = unknown
+
+    def check_gates_known(self) -> None:
+        """Refuses the gates of a propagated covariance where a layer without a rule loses it."""
+        if self.unknown == "adjoint":
+            raise NotImplementedError(
+                "gates of the propagated covariance need a rule for every layer: give gates, such as "
+                "calibrate_gates(network, images), or make the network with unknown='linearise'."
+            )
+
+    def _check_forward(self, context) -> None:
+        if self.unknown == "adjoint" and not (context and context.rectify):
+            raise NotImplementedError(
+                "a network with unknown='adjoint' carries no covariance through layers without a rule: use it with "
+                "adjoint_margin, or make one with unknown='linearise'."
+            )
+
     def check_estimable(self) -> None:
         """Refuses what the adjoint estimate can't be right about: it knows linear layers and element-wise ones.
 
         Raises:
             NotImplementedError: a layer with a rule of the user's that is neither.
         """
-        for layer in self.classifier._flatten_layers():
+        for layer in self.classifier._flatten_layers() if self.unknown == "refuse" else ():
             if propagate.kind_of(layer) == "other":
                 raise NotImplementedError(
                     f"{type(layer).__name__} (layer {layer.name!r}) is neither linear nor element-wise: the adjoint "
@@ -173,10 +172,10 @@ class MomentNetwork(PlainErrors, keras.Model):
 
 def _examine(model) -> None:
     """Has `propagate` examine every layer of a model, and of the models in it, that has a rule of the user's."""
-    functional = getattr(model, "_functional", None) or model
-    for node in (n for nodes in functional._nodes_by_depth.values() for n in nodes if not n.is_input):
-        tensors = _called_with(node)[0]
-        if isinstance(node.operation, keras.Model):
-            _examine(node.operation)
-        elif not isinstance(tensors, (list, tuple)):
-            propagate.examine(node.operation, tuple(tensors.shape[1:]))
+    for node in nodes_of(model):
+        layer, tensors, _ = called_with(node)
+        if isinstance(layer, keras.Model):
+            if walks_its_graph(layer):
+                _examine(layer)
+        elif not isinstance(tensors, (list, tuple)) and propagate.has_rule(layer):
+            propagate.examine(layer, tuple(tensors.shape[1:]))

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import keras
 import numpy as np
@@ -145,18 +145,30 @@ def rectify(gaussian: Gaussian, slope: float = 0.0, kernels: Kernels = PLAIN) ->
     return Gaussian(leaky_mean(gaussian.mean, sd, slope, kernels), gaussian.cov)
 
 
-class Rectifier(NamedTuple):
-    """The (leaky) ReLU max(u, slope u) as an activation: what every estimate asks of one.
+class Activation(Protocol):
+    """What every estimate asks of an element-wise function f.
 
-    An activation is an object with
-
-        apply(u)                        the function itself, at a sample
-        propagated(gaussian, kernels)   its moment rule: Gaussian -> Gaussian
-        gated(mean, sd, kernels)        E f(u), u ~ N(mean, sd^2), sd a constant; twice differentiable by the mean
-        excess(mean, sd)                (Var f(u)) / sd^2 - (d E f / d mean)^2 >= 0, the variance beyond first order
-
-    mean: (batch, ..., P * channels). sd: (P * channels,), in units of `mean`.
+    mean: (batch, ..., P * channels). sd: (P * channels,) or (channels,), in units of `mean`.
     """
+
+    def apply(self, u):
+        """f(u), at a sample."""
+
+    def propagated(self, gaussian: Gaussian, kernels: "Kernels") -> Gaussian:
+        """Its moment rule."""
+
+    def spread(self, gaussian: Gaussian):
+        """The covariance of `propagated` alone, (channels, channels)."""
+
+    def gated(self, mean, sd, kernels: "Kernels"):
+        """E f(u), u ~ N(mean, sd^2), sd a constant; twice differentiable by the mean."""
+
+    def excess(self, mean, sd):
+        """(Var f(u)) / sd^2 - (d E f / d mean)^2 >= 0, the variance beyond first order."""
+
+
+class Rectifier(NamedTuple):
+    """The (leaky) ReLU max(u, slope u) as an `Activation`."""
 
     slope: float = 0.0
 
@@ -166,6 +178,9 @@ class Rectifier(NamedTuple):
     def propagated(self, gaussian: Gaussian, kernels: Kernels = PLAIN) -> Gaussian:
         return rectify(gaussian, self.slope, kernels)
 
+    def spread(self, gaussian: Gaussian):
+        return gaussian.cov
+
     def gated(self, mean, sd, kernels: Kernels = PLAIN):
         return gated_mean(mean, sd, self.slope, kernels)
 
@@ -174,7 +189,7 @@ class Rectifier(NamedTuple):
 
 
 class Elementwise(NamedTuple):
-    """A user's element-wise layer with its own moment rule, as an activation; see `Rectifier`.
+    """A user's element-wise layer with its own moment rule, as an `Activation`.
 
     layer: the layer. rule: (layer, Gaussian, context) -> Gaussian. context: of the rules, without hooks.
     """
@@ -188,6 +203,9 @@ class Elementwise(NamedTuple):
 
     def propagated(self, gaussian: Gaussian, kernels: Kernels = PLAIN) -> Gaussian:
         return self.rule(self.layer, gaussian, self.context)
+
+    def spread(self, gaussian: Gaussian):
+        return self.propagated(gaussian).cov
 
     def gated(self, mean, sd, kernels: Kernels = PLAIN):
         sd = ops.cast(ops.stop_gradient(sd), "float32")
@@ -204,27 +222,3 @@ class Elementwise(NamedTuple):
         second = sum(float(w) * ops.square(v) for w, v in zip(weights, values, strict=True))
         gate = sum(float(w * z) * v for w, z, v in zip(weights, points, values, strict=True)) / sd
         return ops.maximum((second - ops.square(first)) / ops.square(sd) - ops.square(gate), 0.0)
-
-
-def activation_slope(layer) -> float | None:
-    """Returns the slope below zero of a layer's rectifier, 0 for ReLU; None where its activation is linear.
-
-    Raises:
-        NotImplementedError: an activation that has no rule.
-    """
-    if isinstance(layer, keras.layers.LeakyReLU):
-        return float(layer.negative_slope)
-    if isinstance(layer, keras.layers.ReLU):
-        if layer.max_value is not None or layer.threshold:
-            raise NotImplementedError(
-                f"No moment rule for ReLU (layer {layer.name!r}) with max_value or threshold. Use keras.layers.ReLU()."
-            )
-        return float(layer.negative_slope)
-    known = {"linear": None, "relu": 0.0, "leaky_relu": 0.2}
-    name = getattr(layer.activation, "__name__", repr(layer.activation))
-    if name not in known or layer.activation is not keras.activations.get(name):
-        raise NotImplementedError(
-            f"No moment rule for activation {name!r} of {type(layer).__name__} (layer {layer.name!r}). Use relu, "
-            "leaky_relu or linear, or put it into a layer of its own behind, with a rule by @propagate.register."
-        )
-    return known[name]

@@ -10,10 +10,10 @@ import math
 import keras
 from keras import ops
 
+from covkeras.moments.activations import activation_for
 from covkeras.moments.dispatch import propagate
 from covkeras.moments.gaussian import Gaussian, blocks
 from covkeras.moments.gradients import custom_gradient
-from covkeras.moments.rectifiers import Rectifier, activation_slope
 
 # The linear layers.
 
@@ -56,11 +56,11 @@ def _biased(layer, mean):
 
 
 def _activated(layer, gaussian, context):
-    slope = activation_slope(layer)
-    return gaussian if slope is None else context.activated(gaussian, Rectifier(slope))
+    activation = activation_for(layer)
+    return gaussian if activation is None else context.activated(gaussian, activation)
 
 
-def _channels_last(layer):
+def check_channels_last(layer):
     if getattr(layer, "data_format", "channels_last") != "channels_last":
         raise NotImplementedError(
             f"layer {layer.name!r} is {layer.data_format}; moments need the channels last. Rebuild it with "
@@ -68,7 +68,7 @@ def _channels_last(layer):
         )
 
 
-def _one_block(layer, gaussian):
+def check_one_block(layer, gaussian):
     if blocks(gaussian) != 1:
         raise NotImplementedError(
             f"{type(layer).__name__} (layer {layer.name!r}) needs one covariance per channel axis, but its input was "
@@ -77,26 +77,30 @@ def _one_block(layer, gaussian):
         )
 
 
-@propagate.register(keras.layers.Conv2D)
-def conv2d(layer, gaussian, context):
+@propagate.register(keras.layers.Conv2D, keras.layers.Conv1D)
+def convolution(layer, gaussian, context):
     """Mean W * m + b; cov (1 + r_max) sum_k W_k^T S W_k over the kernel's positions k (Table 1; the sum approximate).
 
     mean (batch, h, w, in) -> (batch, h', w', out); cov (in, in) -> (out, out). With "same" padding the border's
     covariance is that of the inside: too large.
     """
-    _channels_last(layer)
-    _one_block(layer, gaussian)
+    check_channels_last(layer)
+    check_one_block(layer, gaussian)
     kernel = layer.kernel
     size = math.prod(layer.kernel_size)
     matrices = ops.reshape(kernel, (size, kernel.shape[-2], kernel.shape[-1]))
     if layer.groups > 1:
         matrices = _ungrouped(matrices, layer.groups)
     cov = (1.0 + context.r_max) * quadratic_form(matrices, gaussian.cov)
+    mean, padding = gaussian.mean, layer.padding
+    if padding == "causal":
+        before = layer.dilation_rate[0] * (layer.kernel_size[0] - 1)
+        mean, padding = ops.pad(mean, ((0, 0), (before, 0), (0, 0))), "valid"
     mean = ops.conv(
-        ops.cast(gaussian.mean, layer.compute_dtype),
+        ops.cast(mean, layer.compute_dtype),
         ops.cast(kernel, layer.compute_dtype),
         strides=list(layer.strides),
-        padding=layer.padding,
+        padding=padding,
         dilation_rate=layer.dilation_rate,
         data_format="channels_last",
     )
@@ -112,14 +116,14 @@ def _ungrouped(kernel, groups: int):
     return ops.reshape(ops.concatenate(rows, axis=-1), (size, -1, outputs))
 
 
-@propagate.register(keras.layers.DepthwiseConv2D)
-def depthwise_conv2d(layer, gaussian, context):
+@propagate.register(keras.layers.DepthwiseConv2D, keras.layers.DepthwiseConv1D)
+def depthwise_convolution(layer, gaussian, context):
     """Mean w * m + b; cov (1 + r_max) S_cd sum_k w_kc w_kd: Conv2D's rule with diagonal W_k (approximate).
 
     mean (batch, h, w, in) -> (batch, h', w', in * multiplier); cov (in, in) -> (in * multiplier, in * multiplier).
     """
-    _channels_last(layer)
-    _one_block(layer, gaussian)
+    check_channels_last(layer)
+    check_one_block(layer, gaussian)
     kernel = layer.kernel
     multiplier = layer.depth_multiplier
     flat = ops.cast(ops.reshape(kernel, (math.prod(layer.kernel_size), -1)), "float32")
@@ -130,6 +134,61 @@ def depthwise_conv2d(layer, gaussian, context):
         ops.cast(kernel, layer.compute_dtype),
         strides=layer.strides,
         padding=layer.padding,
+        dilation_rate=layer.dilation_rate,
+        data_format="channels_last",
+    )
+    return _activated(layer, Gaussian(_biased(layer, mean), cov), context)
+
+
+@propagate.register(keras.layers.SeparableConv2D, keras.layers.SeparableConv1D)
+def separable_convolution(layer, gaussian, context):
+    """A depthwise convolution, then one of 1 x 1: the covariance by both rules, one after the other (approximate).
+
+    mean (batch, h, w, in) -> (batch, h', w', out); cov (in, in) -> (out, out).
+    """
+    check_channels_last(layer)
+    check_one_block(layer, gaussian)
+    multiplier = layer.depth_multiplier
+    flat = ops.cast(ops.reshape(layer.depthwise_kernel, (math.prod(layer.kernel_size), -1)), "float32")
+    repeated = ops.repeat(ops.repeat(gaussian.cov, multiplier, axis=0), multiplier, axis=1)
+    cov = (1.0 + context.r_max) * ops.matmul(ops.transpose(flat), flat) * repeated
+    kernel = layer.pointwise_kernel
+    cov = quadratic_form(ops.reshape(kernel, (1, *kernel.shape[-2:])), cov)
+    # What the layer is, its bias and activation left to ours.
+    mean = ops.separable_conv(
+        ops.cast(gaussian.mean, layer.compute_dtype),
+        ops.cast(layer.depthwise_kernel, layer.compute_dtype),
+        ops.cast(kernel, layer.compute_dtype),
+        strides=layer.strides,
+        padding=layer.padding,
+        dilation_rate=layer.dilation_rate,
+        data_format="channels_last",
+    )
+    return _activated(layer, Gaussian(_biased(layer, mean), cov), context)
+
+
+@propagate.register(keras.layers.Conv2DTranspose, keras.layers.Conv1DTranspose)
+def transposed_convolution(layer, gaussian, context):
+    """Mean by the layer; cov (1 + r_max) sum_k W_k^T S W_k / prod(strides): the mean over the output's positions, each
+    of which meets every stride-th k (approximate; exact in the mean for independent pixels).
+
+    mean (batch, h, w, in) -> (batch, h', w', out); cov (in, in) -> (out, out).
+    """
+    check_channels_last(layer)
+    check_one_block(layer, gaussian)
+    kernel = layer.kernel
+    matrices = ops.reshape(kernel, (math.prod(layer.kernel_size), *kernel.shape[-2:]))
+    cov = (
+        (1.0 + context.r_max)
+        / math.prod(layer.strides)
+        * quadratic_form(ops.transpose(matrices, (0, 2, 1)), gaussian.cov)
+    )
+    mean = ops.conv_transpose(
+        ops.cast(gaussian.mean, layer.compute_dtype),
+        ops.cast(kernel, layer.compute_dtype),
+        strides=list(layer.strides),
+        padding=layer.padding,
+        output_padding=layer.output_padding,
         dilation_rate=layer.dilation_rate,
         data_format="channels_last",
     )
@@ -149,58 +208,10 @@ def dense(layer, gaussian, context):
     return _activated(layer, Gaussian(_biased(layer, mean), cov), context)
 
 
-# Pooling and merging.
-
-
-@propagate.register(keras.layers.AveragePooling2D)
-def average_pooling(layer, gaussian, context):
-    """Mean averaged; cov S / (k k) for a k x k window of independent pixels (approximate: neighbours correlate)."""
-    _channels_last(layer)
-    return Gaussian(layer(gaussian.mean), gaussian.cov / math.prod(layer.pool_size))
-
-
-@propagate.register(keras.layers.GlobalAveragePooling2D)
-def global_average_pooling(layer, gaussian, context):
-    """Mean averaged over the M pixels; cov S / M (approximate: pixels correlate)."""
-    _channels_last(layer)
-    pixels = gaussian.mean.shape[1] * gaussian.mean.shape[2]
-    return Gaussian(layer(gaussian.mean), gaussian.cov / pixels)
-
-
-@propagate.register(keras.layers.Add)
-def add(layer, gaussians, context):
-    """Mean summed; cov S_a + S_b: the branches taken as independent (Table 1, residual; approximate)."""
-    if len({g.cov.shape[-1] for g in gaussians}) != 1:
-        raise NotImplementedError(
-            f"Add (layer {layer.name!r}) needs branches with equally long covariances, got "
-            f"{[g.cov.shape[-1] for g in gaussians]}. Flatten after adding, not before."
-        )
-    return Gaussian(layer([g.mean for g in gaussians]), sum(g.cov for g in gaussians))
-
-
-@propagate.register(keras.layers.Concatenate)
-def concatenate(layer, gaussians, context):
-    """Mean joined along the channels; cov block-diagonal: the branches taken as independent (approximate)."""
-    rank = len(gaussians[0].mean.shape)
-    if layer.axis not in (-1, rank - 1):
-        raise NotImplementedError(
-            f"Concatenate (layer {layer.name!r}) has a moment rule along the channels (axis -1) only, got axis "
-            f"{layer.axis}."
-        )
-    for gaussian in gaussians:
-        _one_block(layer, gaussian)
-    sizes = [g.cov.shape[-1] for g in gaussians]
-    rows = []
-    for i, gaussian in enumerate(gaussians):
-        row = [gaussian.cov if i == j else ops.zeros((sizes[i], size), "float32") for j, size in enumerate(sizes)]
-        rows.append(ops.concatenate(row, axis=1))
-    return Gaussian(layer([g.mean for g in gaussians]), ops.concatenate(rows, axis=0))
-
-
 # Affine maps of each channel: cov D S D.
 
 
-def _scaled(gaussian, mean, scale):
+def scaled(gaussian, mean, scale):
     """cov D S D with D the diagonal of `scale`, a number or (channels,)."""
     scale = ops.cast(scale, "float32")
     if len(scale.shape) == 0:
@@ -214,7 +225,7 @@ def batch_normalization(layer, gaussian, context):
 
     The batch is each replica's own, as in Keras, unless the layer is `synchronized`.
     """
-    _one_block(layer, gaussian)
+    check_one_block(layer, gaussian)
     if layer.axis not in (-1, len(gaussian.mean.shape) - 1):
         raise NotImplementedError(f"BatchNormalization (layer {layer.name!r}) must normalise the last axis.")
     mean = ops.cast(gaussian.mean, "float32")
@@ -228,7 +239,7 @@ def batch_normalization(layer, gaussian, context):
     scale = ops.rsqrt(ops.convert_to_tensor(variance) + layer.epsilon)
     scale = scale * layer.gamma if layer.scale else scale
     shift = -center * scale + (layer.beta if layer.center else 0.0)
-    return _scaled(gaussian, ops.cast(mean * scale + shift, layer.compute_dtype), scale)
+    return scaled(gaussian, ops.cast(mean * scale + shift, layer.compute_dtype), scale)
 
 
 @propagate.register(keras.layers.Normalization)
@@ -242,51 +253,19 @@ def normalization(layer, gaussian, context):
         )
     variance = ops.reshape(ops.cast(variance, "float32"), () if math.prod(variance.shape) == 1 else (-1,))
     sd = ops.maximum(ops.sqrt(variance), keras.config.epsilon())
-    return _scaled(gaussian, layer(gaussian.mean), sd if layer.invert else 1.0 / sd)
+    return scaled(gaussian, layer(gaussian.mean), sd if layer.invert else 1.0 / sd)
 
 
 @propagate.register(keras.layers.Rescaling)
 def rescaling(layer, gaussian, context):
     """Affine: scale m + offset, cov D S D with D = scale (exact)."""
-    return _scaled(gaussian, layer(gaussian.mean), layer.scale)
+    return scaled(gaussian, layer(gaussian.mean), layer.scale)
 
 
-# Layers that move or keep units.
+# Activations as layers of their own.
 
 
-@propagate.register(keras.layers.Flatten, keras.layers.Reshape)
-def reshape(layer, gaussian, context):
-    """Mean reshaped, cov unchanged: each run of units along the last axis stays together (exact for blocks)."""
-    mean = layer(gaussian.mean)
-    if mean.shape[-1] % gaussian.cov.shape[-1]:
-        raise NotImplementedError(
-            f"{type(layer).__name__} (layer {layer.name!r}) tears the channels apart: last axis {mean.shape[-1]}, "
-            f"covariance of {gaussian.cov.shape[-1]} channels. Reshape to a vector, keras.layers.Flatten()."
-        )
-    return Gaussian(mean, gaussian.cov)
-
-
-@propagate.register(keras.layers.ZeroPadding2D, keras.layers.Identity, keras.layers.InputLayer)
-def unchanged(layer, gaussian, context):
-    """Mean through the layer, cov unchanged (padded zeros have no noise: too large at the border)."""
-    return Gaussian(layer(gaussian.mean), gaussian.cov)
-
-
-@propagate.register(keras.layers.Dropout)
-def dropout(layer, gaussian, context):
-    """Outside training the identity (exact). In training the mean is dropped, and the covariance is its average over
-    the masks b / (1 - rate): S + rate / (1 - rate) diag S."""
-    if not context.training or layer.rate == 0:
-        return gaussian
-    extra = layer.rate / (1.0 - layer.rate)
-    cov = gaussian.cov * (1.0 + extra * ops.eye(gaussian.cov.shape[-1], dtype="float32"))
-    return Gaussian(layer(gaussian.mean, training=True), cov)
-
-
-# Rectifiers as layers of their own.
-
-
-@propagate.register(keras.layers.Activation, keras.layers.ReLU, keras.layers.LeakyReLU)
-def rectifier(layer, gaussian, context):
-    """The (leaky) ReLU's rule, `rectify`: mean m Phi(m/s) + s phi(m/s), cov unchanged."""
+@propagate.register(*(getattr(keras.layers, name) for name in ("Activation", "ReLU", "LeakyReLU", "PReLU", "ELU")))
+def activation(layer, gaussian, context):
+    """The activation's rule: ReLU's is `rectify`, mean m Phi(m/s) + s phi(m/s), cov unchanged; see `activations`."""
     return _activated(layer, gaussian, context)

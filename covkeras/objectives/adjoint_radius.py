@@ -92,7 +92,10 @@ class AdjointRadius(Objective):
                 "the batch's statistics."
             )
         # Where nothing is propagated no sigma matters to the moments: the gates are the ReLUs' own.
-        self.network = moments.MomentNetwork(classifier, self._spread or self.sigma, self.r_max)
+        # Measured gates need no covariance: layers without a rule bring their own Jacobian.
+        measured = self.gates == "calibrated" or self.sampled_share == 1
+        unknown = "adjoint" if measured else "refuse"
+        self.network = moments.MomentNetwork(classifier, self._spread or self.sigma, self.r_max, unknown)
 
     def __call__(self, images, labels, noise, context) -> Terms:
         """images (batch, h, w, c), labels (batch,), noise (copies, batch, h, w, c) standard normal -> Terms.

@@ -7,7 +7,7 @@ import sys
 import typing
 
 from covkeras.runtime import fields
-from covkeras.runtime.classifiers import check_classifier
+from covkeras.runtime.classifiers import check_classifier, with_a_graph
 
 # The published tables are for MNIST and CIFAR-10, at these sigmas.
 _SIGMAS = (0.25, 0.5, 1.0)
@@ -59,8 +59,8 @@ class Objective:
 
     def attach(self, classifier) -> None:
         """Binds the objective to a classifier; called once, before the first step."""
-        check_classifier(classifier)
-        self.classifier = classifier
+        self.classifier = with_a_graph(classifier)
+        check_classifier(self.classifier)
 
     def attached(self, classifier) -> "Objective":
         """Returns a copy bound to the classifier: one objective may serve several trainers."""

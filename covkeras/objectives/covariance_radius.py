@@ -14,8 +14,8 @@ class CovarianceRadius(Objective):
     """Cross-entropy of softmax(E[u]) plus lam max(0, gamma - propagated radius) on the correctly classified (Eq. 5).
 
     Where the paper and its published code differ, the default is the paper's. One noise sample in the mean certifies
-    much better than none (docs/results.md). drop_share is the paper's way with noisy labels (Sec. 4.2): of a batch's
-    images the share with the largest propagated radius, of the predicted class, has no classification loss.
+    much better than none (docs/results/digits.md). drop_share is the paper's way with noisy labels (Sec. 4.2): of a
+    batch's images the share with the largest propagated radius, of the predicted class, has no classification loss.
     """
 
     name = "covariance_radius"

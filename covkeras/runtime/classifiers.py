@@ -9,6 +9,20 @@ import numpy as np
 from covkeras.runtime.validation import INSIDE
 
 
+def with_a_graph(classifier):
+    """Returns a classifier whose input Keras knows: itself, or, for a subclassed model that was called on images or
+    built for a shape, a Functional model around it, over the same weights."""
+    import keras
+
+    config = classifier.get_build_config() if isinstance(classifier, keras.Model) else None
+    shape = (config or {}).get("input_shape")
+    sequence = isinstance(shape, (tuple, list)) and all(isinstance(length, int) for length in shape[1:])
+    if getattr(classifier, "inputs", None) or not sequence or isinstance(classifier, keras.Sequential):
+        return classifier
+    image = keras.Input(tuple(shape[1:]))
+    return keras.Model(image, classifier(image), name=classifier.name)
+
+
 def check_classifier(classifier) -> None:
     """Refuses a model that is no classifier of float images to logits, by its graph and by what it answers to a probe.
 
@@ -19,8 +33,8 @@ def check_classifier(classifier) -> None:
     inputs, outputs = getattr(classifier, "inputs", None), getattr(classifier, "outputs", None)
     if not inputs or not outputs:
         raise ValueError(
-            f"classifier must be a built Sequential or Functional Keras model, got {type(classifier).__name__!r} "
-            "without inputs. Start a Sequential with keras.Input(shape=...); make a subclassed model functional."
+            f"classifier must be a built Keras model, got {type(classifier).__name__!r} without inputs. Start a "
+            "Sequential with keras.Input(shape=...); call a subclassed model once on a batch of images."
         )
     if len(inputs) != 1 or len(outputs) != 1:
         raise ValueError(

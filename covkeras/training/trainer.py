@@ -7,6 +7,7 @@ from covkeras.moments.dispatch import Context
 from covkeras.moments.rectifiers import Kernels
 from covkeras.objectives.base import attached
 from covkeras.objectives.terms import Terms
+from covkeras.runtime.classifiers import with_a_graph
 from covkeras.runtime.validation import check_count
 from covkeras.training.batches import Batch, checked_batch, refusals, shared
 from covkeras.training.schedules import LamSwitch
@@ -57,8 +58,8 @@ class CertifiedTrainer(keras.Model):
                 f"objective must be one of covkeras.objectives, made with its sigma, such as Macer(sigma=0.25), got "
                 f"{objective!r}."
             )
-        self.classifier = classifier
-        self.objective = attached(objective, classifier)
+        self.classifier = with_a_graph(classifier)
+        self.objective = attached(objective, self.classifier)
         initial = self.objective.lam if self.objective.switch_epoch == 0 else 0.0
         self.lam = self._number_weight("lam", "float32", initial)
         self.epoch = self._number_weight("epoch", "int32", 0)

@@ -1,0 +1,303 @@
+"""The mean of every element-wise activation under a Gaussian, u ~ N(m, s^2), and what estimates ask of one.
+
+Closed forms where there are any, else Gauss and Hermite's quadrature. ReLU and leaky ReLU, which most networks spend
+their time in, have loops of their own in `rectifiers.py`.
+"""
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import keras
+import numpy as np
+from keras import ops
+
+from covkeras.moments.gaussian import Gaussian, blocks, standard_deviation, wide
+from covkeras.moments.rectifiers import PLAIN, Kernels, Rectifier, gaussian_cdf, gaussian_pdf
+
+# Points of the quadrature. Of the smooth activations of Keras E f(u) is then off by at most 2e-3 for s <= 2 and 1e-2
+# for s <= 4 (tests/test_activations.py measures it).
+ORDER = 16
+_POINTS, _WEIGHTS = np.polynomial.hermite_e.hermegauss(ORDER)
+_WEIGHTS = _WEIGHTS / _WEIGHTS.sum()
+
+
+def quadrature(function: Callable, mean, sd):
+    """E f(u) = sum_i w_i f(m + s z_i): Gauss and Hermite's rule of `ORDER` points (exact up to degree 2 ORDER - 1)."""
+    return sum(float(w) * function(mean + float(z) * sd) for z, w in zip(_POINTS, _WEIGHTS, strict=True))
+
+
+@dataclasses.dataclass(frozen=True)
+class Pieces:
+    """A function in pieces, c0 + c1 u + c2 u^2 + sum_j a_j (u - t_j)+ + b_j (u - t_j)+^2 + d_j 1(u >= t_j).
+
+    base: (c0, c1, c2). knots: (t, a, b, d), each.
+    """
+
+    base: tuple[float, float, float]
+    knots: tuple[tuple[float, float, float, float], ...] = ()
+
+    def __call__(self, mean, sd):
+        """E f(u), exact, with v = m - t and z = v / s: E (u - t)+ = v Phi(z) + s phi(z), E (u - t)+^2 = (v^2 + s^2)
+        Phi(z) + v s phi(z), E 1(u >= t) = Phi(z)."""
+        constant, linear, square = self.base
+        value = constant + linear * mean + square * (mean * mean + sd * sd)
+        for knot, a, b, d in self.knots:
+            v = mean - knot
+            z = v / sd
+            gate, density = gaussian_cdf(z), gaussian_pdf(z)
+            value = value + a * (v * gate + sd * density) + d * gate
+            if b:
+                value = value + b * ((v * v + sd * sd) * gate + v * sd * density)
+        return value
+
+
+def relu_pieces(negative_slope: float = 0.0, max_value: float | None = None, threshold: float = 0.0) -> Pieces:
+    """Keras' ReLU: max_value above it, u from the threshold on, negative_slope (u - threshold) below."""
+    knots = [(threshold, 1.0 - negative_slope, 0.0, threshold)]
+    if max_value is not None:
+        knots.append((max_value, -1.0, 0.0, 0.0))
+    return Pieces((-negative_slope * threshold, negative_slope, 0.0), tuple(knots))
+
+
+def gelu_mean(mean, sd):
+    """E u Phi(u) = m Phi(t) + s^2 / r phi(t), r = sqrt(1 + s^2), t = m / r (exact)."""
+    root = ops.sqrt(1.0 + sd * sd)
+    t = mean / root
+    return mean * gaussian_cdf(t) + sd * sd / root * gaussian_pdf(t)
+
+
+def exponential_mean(mean, sd):
+    """E exp(u) = exp(m + s^2 / 2) (exact)."""
+    return ops.exp(mean + 0.5 * sd * sd)
+
+
+def erf_mean(mean, sd):
+    """E erf(u) = erf(m / sqrt(1 + 2 s^2)) (exact)."""
+    return ops.erf(mean / ops.sqrt(1.0 + 2.0 * sd * sd))
+
+
+def elu_mean(mean, sd, alpha: float = 1.0, inner: float = 1.0):
+    """E of u above 0 and alpha (exp(u / inner) - 1) below: E u+ + alpha (E e^(u/inner) 1(u < 0) - Phi(-m/s)) (exact).
+
+    E e^v 1(v < 0) = e^(m' + s'^2 / 2) Phi(-t), t = m' / s' + s', for v = u / inner ~ N(m', s'^2); for large t, where
+    the product is of a huge and a tiny factor, phi(m' / s') times Mills' ratio of t.
+    """
+    z = mean / sd
+    m, s = mean / inner, sd / inner
+    t = m / s + s
+    far = ops.maximum(t, 3.0)
+    mills = 1.0 / (far + 1.0 / (far + 2.0 / (far + 3.0 / (far + 4.0 / (far + 5.0 / far)))))
+    near = ops.exp(ops.minimum(m + 0.5 * s * s, 30.0)) * gaussian_cdf(-ops.minimum(t, 3.0))
+    below = ops.where(t > 3.0, gaussian_pdf(m / s) * mills, near)
+    return mean * gaussian_cdf(z) + sd * gaussian_pdf(z) + alpha * (below - gaussian_cdf(-z))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ElementwiseFunction:
+    """A function of each unit alone, as an activation (see `rectifiers.Activation`).
+
+    Attributes:
+        name: of it. function: u -> f(u). expected: (m, s) -> E f(u).
+        slope: sup |f'|, a number or (channels,), which bounds how much the function spreads a Gaussian; None where
+            there is no bound.
+
+    The mean is exact or by quadrature, as `expected` is. The covariance is D S D, D = slope, as "unchanged" is for
+    ReLU, whose slope is 1: too large, and a function of the weights alone. Without a bound D is the mean over batch
+    and pixels of d E f / d m (approximate; the batch's images share it).
+    """
+
+    name: str
+    function: Callable
+    expected: Callable
+    slope: object = 1.0
+
+    def apply(self, u):
+        return self.function(u)
+
+    def propagated(self, gaussian: Gaussian, kernels: Kernels = PLAIN) -> Gaussian:
+        sd = standard_deviation(gaussian.cov, blocks(gaussian))
+        return Gaussian(self._mean(gaussian.mean, sd), self.spread(gaussian))
+
+    def spread(self, gaussian: Gaussian):
+        slope = self.slope
+        if slope is None:
+            sd = standard_deviation(gaussian.cov, blocks(gaussian))
+            gate = self._gate(wide(gaussian.mean), ops.cast(sd, "float32"))
+            slope = ops.mean(ops.reshape(gate, (-1, gaussian.cov.shape[-1])), 0)
+        if isinstance(slope, float):
+            return slope * slope * gaussian.cov
+        return ops.expand_dims(slope, 0) * ops.expand_dims(slope, 1) * gaussian.cov
+
+    def gated(self, mean, sd, kernels: Kernels = PLAIN):
+        return self._mean(mean, ops.stop_gradient(sd))
+
+    def excess(self, mean, sd):
+        """By quadrature; d E f / d m = E f(u) z / s (Stein)."""
+        first = quadrature(self.function, mean, sd)
+        second = quadrature(lambda u: ops.square(self.function(u)), mean, sd)
+        return ops.maximum((second - ops.square(first)) / ops.square(sd) - ops.square(self._gate(mean, sd)), 0.0)
+
+    def _mean(self, mean, sd):
+        m = wide(mean)
+        return ops.cast(self.expected(m, ops.cast(sd, m.dtype)), mean.dtype)
+
+    def _gate(self, mean, sd):
+        values = [float(w * z) * self.function(mean + float(z) * sd) for z, w in zip(_POINTS, _WEIGHTS, strict=True)]
+        return sum(values) / sd
+
+
+def steepest(function: Callable) -> float | None:
+    """Returns sup |f'| of an element-wise function, found on a grid of 1/256 from -16 to 16 and rounded up by half a
+    percent; None where the function jumps, or still steepens at an end: it has no bound."""
+    at = np.arange(-16.0, 16.0, 1 / 256, dtype=np.float32)
+    values = ops.convert_to_numpy(function(ops.convert_to_tensor(at))).astype(np.float64)
+    slopes = np.abs(np.diff(values) * 256)
+    if not np.isfinite(slopes).all():
+        return None
+    top = float(slopes.max())
+    ends = max(slopes[:256].max(), slopes[-256:].max())
+    growing = ends > 1.02 * max(slopes[512:1024].max(), slopes[-1024:-512].max())
+    finer = function(ops.convert_to_tensor(np.arange(-16.0, 16.0, 1 / 1024, dtype=np.float32)))
+    jumps = np.abs(np.diff(ops.convert_to_numpy(finer).astype(np.float64)) * 1024).max() > 2.5 * max(top, 1e-6)
+    return None if growing or jumps else top * 1.005
+
+
+def is_elementwise(function: Callable) -> bool:
+    """Whether a function of a tensor acts on each entry alone, by what it makes of a few numbers."""
+    a, b = np.random.default_rng(0).normal(size=(2, 3, 4)).astype(np.float32)
+    changed = np.random.default_rng(1).random(a.shape) < 0.5
+
+    def at(x):
+        return ops.convert_to_numpy(function(ops.convert_to_tensor(x)))
+
+    at_a, at_b, mixed = at(a), at(b), at(np.where(changed, b, a))
+    return at_a.shape == a.shape and np.allclose(mixed, np.where(changed, at_b, at_a), rtol=1e-4, atol=1e-5)
+
+
+def _by_quadrature(function: Callable) -> Callable:
+    return lambda mean, sd: quadrature(function, mean, sd)
+
+
+_HARD_SIGMOID = Pieces((0.0, 0.0, 0.0), ((-3.0, 1 / 6, 0.0, 0.0), (3.0, -1 / 6, 0.0, 0.0)))
+_HARD_SILU = Pieces((0.0, 0.0, 0.0), ((-3.0, -0.5, 1 / 6, 0.0), (3.0, -0.5, -1 / 6, 0.0)))
+_HARD_TANH = Pieces((-1.0, 0.0, 0.0), ((-1.0, 1.0, 0.0, 0.0), (1.0, -1.0, 0.0, 0.0)))
+_SOFT_SHRINK = Pieces((0.5, 1.0, 0.0), ((-0.5, -1.0, 0.0, 0.0), (0.5, 1.0, 0.0, 0.0)))
+_HARD_SHRINK = Pieces((0.0, 1.0, 0.0), ((-0.5, -1.0, 0.0, 0.5), (0.5, 1.0, 0.0, 0.5)))
+_SPARSE_PLUS = Pieces((0.0, 0.0, 0.0), ((-1.0, 0.0, 0.25, 0.0), (1.0, 0.0, -0.25, 0.0)))
+_SPARSE_SIGMOID = Pieces((0.0, 0.0, 0.0), ((-1.0, 0.5, 0.0, 0.0), (1.0, -0.5, 0.0, 0.0)))
+_SELU_ALPHA, _SELU_SCALE = 1.6732632423543772, 1.0507009873554805
+
+# name in keras.activations -> (E f(u), sup |f'|), exact; all other names by quadrature.
+_CLOSED: dict[str, tuple[Callable, float | None]] = {
+    "relu6": (relu_pieces(max_value=6.0), 1.0),
+    "hard_sigmoid": (_HARD_SIGMOID, 1 / 6),
+    "hard_silu": (_HARD_SILU, 1.5),
+    "hard_tanh": (_HARD_TANH, 1.0),
+    "soft_shrink": (_SOFT_SHRINK, 1.0),
+    "hard_shrink": (_HARD_SHRINK, None),
+    "sparse_plus": (_SPARSE_PLUS, 1.0),
+    "sparse_sigmoid": (_SPARSE_SIGMOID, 0.5),
+    "gelu": (gelu_mean, 1.1291),
+    "exponential": (exponential_mean, None),
+    "elu": (elu_mean, 1.0),
+    "celu": (elu_mean, 1.0),
+    "selu": (lambda m, s: _SELU_SCALE * elu_mean(m, s, _SELU_ALPHA), _SELU_ALPHA * _SELU_SCALE),
+}
+# Those of keras.activations by quadrature, for tests and docs.
+SMOOTH = ("sigmoid", "tanh", "silu", "softplus", "mish", "softsign", "log_sigmoid", "squareplus", "tanh_shrink")
+
+
+def _eager():
+    """A context in which numbers are computed at once, inside a trace too."""
+    if keras.config.backend() == "tensorflow":
+        import tensorflow as tf
+
+        return tf.init_scope()
+    if keras.config.backend() == "jax":
+        import jax
+
+        return jax.ensure_compile_time_eval()
+    return contextlib.nullcontext()
+
+
+@functools.lru_cache(maxsize=1_000)
+def activation_of(function: Callable):
+    """Returns the activation of an element-wise function, None where it is linear.
+
+    function: one of keras.activations, or any element-wise callable, whose mean is then by quadrature.
+
+    Raises:
+        NotImplementedError: it is not element-wise.
+    """
+    if function is keras.activations.linear:
+        return None
+    if function is keras.activations.relu:
+        return Rectifier()
+    if function is keras.activations.leaky_relu:
+        return Rectifier(0.2)
+    for name, (expected, slope) in _CLOSED.items():
+        if function is getattr(keras.activations, name):
+            return ElementwiseFunction(name, function, expected, slope)
+    try:
+        with _eager():
+            elementwise, slope = is_elementwise(function), steepest(function)
+    except Exception as error:  # whatever a function of the user's raises on a matrix
+        raise NotImplementedError(f"it can't be evaluated on a matrix ({error})") from None
+    if not elementwise:
+        raise NotImplementedError("it is not element-wise")
+    name = getattr(function, "__name__", type(function).__name__)
+    return ElementwiseFunction(name, function, functools.partial(quadrature, function), slope)
+
+
+def activation_for(layer):
+    """Returns the activation that a layer applies, fused or alone, None where that is linear.
+
+    Raises:
+        NotImplementedError: it is not element-wise; the message names the layer and the remedies.
+    """
+    kinds = keras.layers
+    if isinstance(layer, kinds.ReLU):
+        return _relu(layer)
+    if isinstance(layer, kinds.LeakyReLU):
+        return Rectifier(float(layer.negative_slope))
+    if isinstance(layer, kinds.PReLU):
+        return _prelu(layer)
+    if isinstance(layer, kinds.ELU):
+        alpha = float(layer.alpha)
+        expected = functools.partial(elu_mean, alpha=alpha)
+        return ElementwiseFunction("elu", layer, expected, max(1.0, abs(alpha)))
+    if isinstance(layer.activation, kinds.Layer):
+        return activation_for(layer.activation)
+    try:
+        return activation_of(layer.activation)
+    except NotImplementedError as error:
+        name = getattr(layer.activation, "__name__", repr(layer.activation))
+        raise NotImplementedError(
+            f"No moment rule for activation {name!r} of {type(layer).__name__} (layer {layer.name!r}): {error}. Put it "
+            "into a layer of its own, with a rule by @propagate.register."
+        ) from None
+
+
+def _relu(layer):
+    """Keras' ReLU layer, whose slope may be bounded above, leak, and begin at a threshold."""
+    leak, top, threshold = float(layer.negative_slope), layer.max_value, float(layer.threshold)
+    if top is None and not threshold:
+        return Rectifier(leak)
+    pieces = relu_pieces(leak, None if top is None else float(top), threshold)
+    # At a threshold the function jumps: no slope bounds it.
+    return ElementwiseFunction("relu", layer, pieces, None if threshold else max(1.0, abs(leak)))
+
+
+def _prelu(layer):
+    """alpha m + (1 - alpha) E u+ (exact); of alphas that differ from pixel to pixel the steepest bounds a channel."""
+    alpha = ops.cast(layer.alpha, "float32")
+
+    def expected(mean, sd):
+        z = mean / sd
+        own = ops.cast(alpha, mean.dtype)
+        return own * mean + (1.0 - own) * (mean * gaussian_cdf(z) + sd * gaussian_pdf(z))
+
+    steepest = ops.max(ops.reshape(ops.abs(alpha), (-1, alpha.shape[-1])), 0)
+    return ElementwiseFunction("prelu", layer, expected, ops.maximum(steepest, 1.0))

@@ -1,0 +1,66 @@
+"""Rules of the layers that move or keep units, and of those that are random in training."""
+
+import keras
+from keras import ops
+
+from covkeras.moments.dispatch import propagate
+from covkeras.moments.gaussian import Gaussian
+from covkeras.moments.rules import check_channels_last
+
+
+@propagate.register(keras.layers.Flatten, keras.layers.Reshape)
+def reshape(layer, gaussian, context):
+    """Mean reshaped, cov unchanged: each run of units along the last axis stays together (exact for blocks)."""
+    mean = layer(gaussian.mean)
+    if mean.shape[-1] % gaussian.cov.shape[-1]:
+        raise NotImplementedError(
+            f"{type(layer).__name__} (layer {layer.name!r}) tears the channels apart: last axis {mean.shape[-1]}, "
+            f"covariance of {gaussian.cov.shape[-1]} channels. Reshape to a vector, keras.layers.Flatten()."
+        )
+    return Gaussian(mean, gaussian.cov)
+
+
+@propagate.register(
+    *(getattr(keras.layers, f"{kind}{rank}D") for kind in ("ZeroPadding", "Cropping", "UpSampling") for rank in (1, 2)),
+    *(keras.layers.Identity, keras.layers.InputLayer, keras.layers.ActivityRegularization, keras.layers.RepeatVector),
+    *(keras.layers.Resizing, keras.layers.CenterCrop),
+)
+def unchanged(layer, gaussian, context):
+    """Mean through the layer, cov unchanged (padded zeros have no noise, and interpolated pixels less: too large)."""
+    check_channels_last(layer)
+    return Gaussian(layer(gaussian.mean), gaussian.cov)
+
+
+@propagate.register(keras.layers.Permute)
+def permute(layer, gaussian, context):
+    """Mean permuted, cov unchanged, where the channels stay last (exact)."""
+    if layer.dims[-1] != len(layer.dims):
+        raise NotImplementedError(
+            f"Permute (layer {layer.name!r}) has a moment rule where the channels stay last, got {layer.dims}."
+        )
+    return Gaussian(layer(gaussian.mean), gaussian.cov)
+
+
+# Random augmentations are random in training alone, as noise and dropout are.
+_AUGMENTATIONS = tuple(
+    getattr(keras.layers, n) for n in dir(keras.layers) if n.startswith("Random") and n != "RandomCrop"
+)
+
+
+@propagate.register(*_AUGMENTATIONS)
+def augmentation(layer, gaussian, context):
+    """Outside training the identity (exact). In training the mean goes through the layer, the covariance unchanged."""
+    return Gaussian(layer(gaussian.mean, training=True), gaussian.cov) if context.training else gaussian
+
+
+@propagate.register(
+    *(keras.layers.Dropout, keras.layers.SpatialDropout1D, keras.layers.SpatialDropout2D, keras.layers.GaussianDropout)
+)
+def dropout(layer, gaussian, context):
+    """Outside training the identity (exact). In training the mean is dropped, and the covariance is its average over
+    the masks b / (1 - rate), or the factors of Gaussian dropout, of the same variance: S + rate / (1 - rate) diag S."""
+    if not context.training or layer.rate == 0:
+        return gaussian
+    extra = layer.rate / (1.0 - layer.rate)
+    cov = gaussian.cov * (1.0 + extra * ops.eye(gaussian.cov.shape[-1], dtype="float32"))
+    return Gaussian(layer(gaussian.mean, training=True), cov)
