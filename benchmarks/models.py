@@ -11,6 +11,7 @@ moment rule. Weights are random: the figures say what works and what it costs, n
 """
 
 import argparse
+import inspect
 import json
 import math
 import tempfile
@@ -45,7 +46,13 @@ OBJECTIVES = {
 def application(name: str, size: int):
     def make():
         kind = getattr(keras.applications, name)
-        return kind(weights=None, input_shape=(size, size, 3), classes=10, classifier_activation=None)
+        # Some scale pixels of 0 to 255 inside: left out where they let one, else fed with what they expect.
+        scales = "include_preprocessing" in inspect.signature(kind).parameters
+        options = {"include_preprocessing": False} if scales else {}
+        model = kind(weights=None, input_shape=(size, size, 3), classes=10, classifier_activation=None, **options)
+        if name != "EfficientNetB0":
+            return model
+        return keras.Sequential([keras.Input((size, size, 3)), layers.Rescaling(255.0), model])
 
     return make
 

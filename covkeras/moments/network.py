@@ -51,10 +51,15 @@ class MomentNetwork(PlainErrors, keras.Model):
         self.sigma, self.r_max = check_sigma(sigma), check_r_max(r_max)
         classifier = with_a_graph(classifier)
         check_classifier(classifier)
-        self.classifier, self.unknown = classifier, check_choice("unknown", unknown, UNKNOWN)
-        check_fixed_size(self.image_shape)
+        self.unknown = check_choice("unknown", unknown, UNKNOWN)
         if unknown == "refuse":
             propagate.rule_for(classifier)
+        elif not propagate.has_rule(classifier):
+            # Its call is not its graph: it is one layer, without a rule.
+            image = keras.Input(classifier.inputs[0].shape[1:])
+            classifier = keras.Model(image, classifier(image))
+        self.classifier = classifier
+        check_fixed_size(self.image_shape)
         self.gaussian_input = GaussianInput(self.sigma)
         self.moment_layers = []
 

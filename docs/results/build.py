@@ -139,7 +139,9 @@ def pages() -> dict[Path, str]:
     found = {}
     for source in sorted((HERE / "pages").glob("*.md")):
         try:
-            found[HERE / source.name] = build(source.read_text())
+            # What belongs beside the folder of results, and not in it.
+            place = HERE.parent if source.name == "models.md" else HERE
+            found[place / source.name] = build(source.read_text())
         except ValueError as error:
             raise ValueError(f"{source}: {error}") from None
     return found
