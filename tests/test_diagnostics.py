@@ -120,6 +120,9 @@ def test_boxes_contain_every_sample_and_are_tight_for_one_layer(rng):
     np.testing.assert_allclose(box.high, dense(corner), rtol=1e-5)
     with pytest.raises(ValueError, match="low must not be above high"):
         interval_bounds(dense, np.ones((1, 5)), np.zeros((1, 5)))
+    falls = keras.Sequential([keras.Input((5,)), keras.layers.Dense(2, activation="gelu")])
+    with pytest.raises(NotImplementedError, match="No interval rule for activation 'gelu'"):
+        interval_bounds(falls, np.zeros((1, 5), "float32"), np.ones((1, 5), "float32"))
 
 
 def test_the_plane_holds_its_samples(rng):

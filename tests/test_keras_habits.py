@@ -179,27 +179,27 @@ def mirrored(make):
 @pytest.mark.parametrize(
     "method", ["CrossEntropy", "GaussianAugmentation", "Consistency", "CovarianceRadius", "AdjointRadius"]
 )
-@pytest.mark.parametrize("images_left", [1, 3, 0])
-def test_two_replicas_and_an_incomplete_batch_equal_one_device(data, method, images_left):
-    """8 images a batch, and 1 (none for the second replica), 3 (two and one) or 0 in the last."""
+def test_two_replicas_and_an_incomplete_batch_equal_one_device(data, method):
+    """8 images a batch, and 1 (none for the second replica), 3 (two and one) or 0 in the last, one after the other."""
     options = {"gates": "propagated", "radius_every": 2} if method == "AdjointRadius" else {}
     objective = getattr(objectives, method)(sigma=0.25, **options)
-    count = 16 + images_left
-    images, labels = data[0][:count], data[1][:count]
 
     def make():
         keras.utils.set_random_seed(1)
         return trainer_of(small_classifier(), objective, metrics=["sparse_categorical_accuracy"])
 
     alone, together = make(), mirrored(make)
-    stream = dataset(images, labels)
-    expected = fit(alone, stream, epochs=2, validation_data=stream)
-    history = fit(together, stream, epochs=2, validation_data=stream)
-    same_weights(alone.classifier, together.classifier, 1e-5)
-    assert set(history) == set(expected)
-    for name in expected:
-        np.testing.assert_allclose(history[name], expected[name], rtol=1e-4, atol=1e-5, err_msg=name)
-    assert count * history["accuracy"][0] == pytest.approx(round(count * history["accuracy"][0]), abs=1e-3)
+    for count in (17, 19, 16):
+        # Each from the same weights: differences of rounding don't add up.
+        together.classifier.set_weights(alone.classifier.get_weights())
+        stream = dataset(data[0][:count], data[1][:count])
+        expected = fit(alone, stream, epochs=2, validation_data=stream)
+        history = fit(together, stream, epochs=2, validation_data=stream)
+        same_weights(alone.classifier, together.classifier, 1e-5)
+        assert set(history) == set(expected)
+        for name in expected:
+            np.testing.assert_allclose(history[name], expected[name], rtol=1e-4, atol=1e-5, err_msg=name)
+        assert count * history["accuracy"][0] == pytest.approx(round(count * history["accuracy"][0]), abs=1e-3)
 
 
 def test_an_incomplete_batch_equals_plain_keras_on_one_device(data):

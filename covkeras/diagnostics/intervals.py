@@ -72,6 +72,7 @@ def _linear(layer, given):
     centre = apply(middle, kernel)
     centre = centre + ops.cast(layer.bias, centre.dtype) if layer.use_bias else centre
     spread = apply(radius, ops.abs(kernel))
+    _check_monotone(layer)
     return Interval(layer.activation(centre - spread), layer.activation(centre + spread))
 
 
@@ -88,7 +89,18 @@ def _linear(layer, given):
 @_through.register(layers.LeakyReLU)
 def _monotone(layer, given):
     """Layers that never fall: the ends stay the ends."""
+    _check_monotone(layer)
     return Interval(layer(given.low), layer(given.high))
+
+
+_MONOTONE = ("linear", "relu", "relu6", "leaky_relu", "elu", "selu", "softplus", "sigmoid", "tanh", "hard_sigmoid")
+
+
+def _check_monotone(layer) -> None:
+    activation = getattr(layer, "activation", keras.activations.linear)
+    if not any(activation is getattr(keras.activations, name) for name in _MONOTONE):
+        name = getattr(activation, "__name__", repr(activation))
+        raise NotImplementedError(f"No interval rule for activation {name!r} (layer {layer.name!r}): it may fall.")
 
 
 @_through.register(layers.Rescaling)

@@ -15,7 +15,10 @@ from covkeras.moments.graph import walk
 from covkeras.moments.network import MomentNetwork
 from covkeras.runtime.validation import check_count
 
-_LINEAR = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D, keras.layers.Dense)
+_LINEAR = (
+    *(keras.layers.Conv2D, keras.layers.DepthwiseConv2D, keras.layers.SeparableConv2D, keras.layers.Conv2DTranspose),
+    *(keras.layers.Conv1D, keras.layers.DepthwiseConv1D, keras.layers.SeparableConv1D, keras.layers.Dense),
+)
 # Samples are drawn in chunks; every chunk gives its own unbiased estimate, and their spread the interval.
 _CHUNKS = 20
 _CLOUD_CHANNELS = 32

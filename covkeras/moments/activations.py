@@ -25,7 +25,21 @@ _WEIGHTS = _WEIGHTS / _WEIGHTS.sum()
 
 def quadrature(function: Callable, mean, sd):
     """E f(u) = sum_i w_i f(m + s z_i): Gauss and Hermite's rule of `ORDER` points (exact up to degree 2 ORDER - 1)."""
-    return sum(float(w) * function(mean + float(z) * sd) for z, w in zip(_POINTS, _WEIGHTS, strict=True))
+    return _weighted(_WEIGHTS, _at_points(function, mean, sd))
+
+
+def _at_points(function: Callable, mean, sd):
+    """f(m + s z_i), (ORDER, batch, ...): one call of f on all points, along the batch."""
+    mean, sd = ops.convert_to_tensor(mean), ops.convert_to_tensor(sd)
+    points = ops.reshape(ops.convert_to_tensor(_POINTS.astype("float32")), (ORDER, *[1] * len(mean.shape)))
+    at = mean[None] + ops.cast(points, mean.dtype) * sd
+    values = function(ops.reshape(at, (-1, *mean.shape[1:])))
+    return ops.reshape(values, (ORDER, -1, *mean.shape[1:]) if len(mean.shape) else (ORDER,))
+
+
+def _weighted(weights, values):
+    weights = ops.convert_to_tensor(weights.astype("float32"))
+    return ops.tensordot(ops.cast(weights, values.dtype), values, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,17 +149,17 @@ class ElementwiseFunction:
 
     def excess(self, mean, sd):
         """By quadrature; d E f / d m = E f(u) z / s (Stein)."""
-        first = quadrature(self.function, mean, sd)
-        second = quadrature(lambda u: ops.square(self.function(u)), mean, sd)
-        return ops.maximum((second - ops.square(first)) / ops.square(sd) - ops.square(self._gate(mean, sd)), 0.0)
+        values = _at_points(self.function, mean, sd)
+        first, second = _weighted(_WEIGHTS, values), _weighted(_WEIGHTS, ops.square(values))
+        gate = _weighted(_WEIGHTS * _POINTS, values) / sd
+        return ops.maximum((second - ops.square(first)) / ops.square(sd) - ops.square(gate), 0.0)
 
     def _mean(self, mean, sd):
         m = wide(mean)
         return ops.cast(self.expected(m, ops.cast(sd, m.dtype)), mean.dtype)
 
     def _gate(self, mean, sd):
-        values = [float(w * z) * self.function(mean + float(z) * sd) for z, w in zip(_POINTS, _WEIGHTS, strict=True)]
-        return sum(values) / sd
+        return _weighted(_WEIGHTS * _POINTS, _at_points(self.function, mean, sd)) / sd
 
 
 def steepest(function: Callable) -> float | None:

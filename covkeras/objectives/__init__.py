@@ -4,7 +4,7 @@ All are written in `keras.ops`, and pure: noise comes in. Each carries what its 
 """
 
 from covkeras.objectives.adjoint_radius import AdjointRadius
-from covkeras.objectives.base import Objective
+from covkeras.objectives.base import Objective, Step
 from covkeras.objectives.consistency import Consistency
 from covkeras.objectives.covariance_radius import CovarianceRadius
 from covkeras.objectives.cross_entropy import CrossEntropy, TruncatedLq
@@ -27,6 +27,7 @@ __all__ = [
     "GaussianAugmentation",
     "Macer",
     "Objective",
+    "Step",
     "Terms",
     "TruncatedLq",
     "fields",

@@ -97,7 +97,7 @@ class AdjointRadius(Objective):
         unknown = "adjoint" if measured else "refuse"
         self.network = moments.MomentNetwork(classifier, self._spread or self.sigma, self.r_max, unknown)
 
-    def __call__(self, images, labels, noise, context) -> Terms:
+    def __call__(self, images, labels, noise, context: "moments.Context") -> Terms:
         """images (batch, h, w, c), labels (batch,), noise (copies, batch, h, w, c) standard normal -> Terms.
 
         The robustness and the radius are of every `radius_every`-th image.

@@ -6,6 +6,7 @@ import inspect
 import sys
 import typing
 
+from covkeras.objectives.terms import Terms
 from covkeras.runtime import fields
 from covkeras.runtime.classifiers import check_classifier, with_a_graph
 
@@ -13,6 +14,16 @@ from covkeras.runtime.classifiers import check_classifier, with_a_graph
 _SIGMAS = (0.25, 0.5, 1.0)
 # Classes made before Keras was imported.
 _UNREGISTERED = []
+
+
+class Step(typing.Protocol):
+    """What a method may ask of the step it is called in; the rules' `moments.Context` is one.
+
+    training: whether it is a training step, or an evaluation. epoch: from 0, a number or an integer tensor.
+    """
+
+    training: bool
+    epoch: object
 
 
 @typing.dataclass_transform(
@@ -66,7 +77,7 @@ class Objective:
         """Returns a copy bound to the classifier: one objective may serve several trainers."""
         return attached(self, classifier)
 
-    def __call__(self, images, labels, noise, context):
+    def __call__(self, images, labels, noise, context: Step) -> Terms:
         """images (batch, h, w, c), labels (batch,), noise (copies, batch, h, w, c) standard normal -> Terms."""
         raise NotImplementedError(f"{type(self).__name__} must define __call__(images, labels, noise, context).")
 

@@ -2,7 +2,7 @@
 
 import math
 
-from covkeras.objectives.base import Objective, nearest
+from covkeras.objectives.base import Objective, Step, nearest
 from covkeras.objectives.copies import logits_of
 from covkeras.objectives.terms import Terms, cross_entropy
 from covkeras.runtime import fields
@@ -41,7 +41,7 @@ class Consistency(Objective):
     def published(cls, data, sigma, epochs, switch_epoch) -> dict:
         return {"lam": nearest(PUBLISHED_LAM, data, sigma), "switch_epoch": 0}
 
-    def __call__(self, images, labels, noise, context) -> Terms:
+    def __call__(self, images, labels, noise, context: Step) -> Terms:
         """images (batch, h, w, c), labels (batch,), noise (copies, batch, h, w, c) standard normal -> Terms."""
         if self.antithetic:
             noise = ops.concatenate([noise, -noise], 0)

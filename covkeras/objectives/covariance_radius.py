@@ -53,7 +53,7 @@ class CovarianceRadius(Objective):
     def attach(self, classifier) -> None:
         self.network = moments.MomentNetwork(classifier, self.sigma, self.r_max)
 
-    def __call__(self, images, labels, noise, context) -> Terms:
+    def __call__(self, images, labels, noise, context: "moments.Context") -> Terms:
         """images (batch, h, w, c), labels (batch,), noise (copies, batch, h, w, c) standard normal -> Terms."""
         if self.noisy_mean:
             images = images + self.sigma * noise[0]

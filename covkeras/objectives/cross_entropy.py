@@ -1,6 +1,6 @@
 """Losses at the image itself, without noise: the baselines of training on noisy labels."""
 
-from covkeras.objectives.base import Objective
+from covkeras.objectives.base import Objective, Step
 from covkeras.objectives.terms import Terms, cross_entropy
 from covkeras.runtime import fields
 from covkeras.runtime.later import Later
@@ -13,7 +13,7 @@ class CrossEntropy(Objective):
 
     name = "cross_entropy"
 
-    def __call__(self, images, labels, noise, context) -> Terms:
+    def __call__(self, images, labels, noise, context: Step) -> Terms:
         """images (batch, h, w, c), labels (batch,); noise is not used -> Terms."""
         logits = ops.cast(self.classifier(images, training=context.training), "float32")
         return Terms(self._loss(labels, logits, context), logits=logits)

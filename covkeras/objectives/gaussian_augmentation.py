@@ -1,5 +1,6 @@
 """Gaussian augmentation (Cohen, Rosenfeld, Kolter, ICML 2019): the baseline every method is measured against."""
 
+from covkeras.objectives.base import Step
 from covkeras.objectives.cross_entropy import CrossEntropy
 from covkeras.objectives.terms import Terms
 
@@ -10,6 +11,6 @@ class GaussianAugmentation(CrossEntropy):
     name = "gaussian_augmentation"
     copies = 1
 
-    def __call__(self, images, labels, noise, context) -> Terms:
+    def __call__(self, images, labels, noise, context: Step) -> Terms:
         """images (batch, h, w, c), labels (batch,), noise (1, batch, h, w, c) standard normal -> Terms."""
         return super().__call__(images + self.sigma * noise[0], labels, None, context)

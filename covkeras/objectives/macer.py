@@ -2,7 +2,7 @@
 
 import math
 
-from covkeras.objectives.base import Objective, nearest
+from covkeras.objectives.base import Objective, Step, nearest
 from covkeras.objectives.copies import logits_of
 from covkeras.objectives.terms import Terms
 from covkeras.runtime import fields
@@ -36,7 +36,7 @@ class Macer(Objective):
     def published(cls, data, sigma, epochs, switch_epoch) -> dict:
         return {"lam": nearest(_LAM, data, sigma), "gamma": 8.0, "switch_epoch": 0}
 
-    def __call__(self, images, labels, noise, context) -> Terms:
+    def __call__(self, images, labels, noise, context: Step) -> Terms:
         """images (batch, h, w, c), labels (batch,), noise (k, batch, h, w, c) standard normal -> Terms."""
         logits = logits_of(self.classifier, images, noise, self.sigma, context.training)
         probability = ops.mean(ops.softmax(logits), 0)
