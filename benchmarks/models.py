@@ -144,7 +144,7 @@ def steps(classifier, images, labels, rounds: int) -> dict:
         try:
             trainer = CertifiedTrainer(classifier, objective())
         except NotImplementedError as error:
-            found[name] = f"refused: {error}"
+            found[name], found["refusal"] = "refused", str(error)
             continue
         trainer.compile(optimizer=keras.optimizers.SGD(1e-3))
         trainer.optimizer.build(trainer.classifier.trainable_variables)

@@ -10,7 +10,7 @@ from conftest import call_program
 
 from covkeras.experiments import comparing, fitting, recipes
 from covkeras.experiments.comparing import Comparison, Cost, Entry, Outcome
-from covkeras.reports.comparison import comparison_table
+from covkeras.reports.comparison import comparison_figures, comparison_table
 from covkeras.reports.results import Result
 
 PROGRAM = Path(__file__).parent.parent / "training" / "compare.py"
@@ -163,6 +163,31 @@ def test_a_tables_figures_are_means_over_seeds(tmp_path):
     assert row["ACR"] == "0.200 ± 0.071" and row["acc at 0.25"] == "0.500 ± 0.000"
     assert row["acc at 0.5"] == "0.250 ± 0.354" and row["clean"] == "0.8500 ± 0.0707"
     assert (row["step cost"], row["s/epoch"], row["seeds"]) == ("7.00", "4.0", "2")
+
+
+def test_a_tables_figures_are_there_as_data(tmp_path):
+    """A row per method and seed: what results.json holds, by hand."""
+    from covkeras import Certificates
+
+    def outcome(method, radii, seeds):
+        given = [
+            Certificates(np.array([0, 1]), np.array(r), np.full(2, 0.9), np.full(2, 100), np.zeros(2)) for r in radii
+        ]
+        results = tuple(Result(method, np.array([0, 0]), c) for c in given)
+        return Outcome(Entry.parse(method, TINY), results, (0.9,) * len(seeds), Cost((1.0,), (2.0, 4.0)), 1.0, seeds)
+
+    first = outcome("gaussian_augmentation", [[0.1, 0.9], [0.2, 0.9]], (3, 7))
+    second = outcome("macer", [[0.5, 0.9], [0.4, 0.9]], (3, 7))
+    rows = json.loads(json.dumps(comparison_figures([first, second])))
+    assert [(r["method"], r["seed"]) for r in rows] == [
+        ("gaussian_augmentation", 3), ("gaussian_augmentation", 7), ("macer", 3), ("macer", 7),
+    ]  # fmt: skip
+    row = rows[2]
+    # The second image is wrong: radii .5 and 0, their mean .25, its standard error .5 / sqrt 2 / sqrt 2.
+    assert row["ACR"] == pytest.approx(0.25) and row["ACR se"] == pytest.approx(0.25)
+    assert row["gain"] == pytest.approx(0.2) and row["gain se"] == pytest.approx(0.2)
+    assert (row["acc at 0"], row["acc at 0.5"], row["images"], row["step cost"]) == (0.5, 0.5, 2, 3.0)
+    assert row["recipe"]["method"] == "macer" and rows[0]["gain"] is None
 
 
 def test_clean_accuracy_is_the_plain_classifiers(digits):

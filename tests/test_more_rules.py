@@ -325,6 +325,17 @@ def test_a_linearised_model_gives_what_its_rules_would(rng):
     assert (ratio > 0.8).all() and (ratio < 4.0).all()
 
 
+def test_gaussian_noise_is_propagated_in_training(rng):
+    gaussian, layer = random_gaussian(rng, (1, 2, 3), 3), layers.GaussianNoise(0.5)
+    assert propagate(layer, gaussian) is gaussian
+    result = propagate(layer, gaussian, Context(training=True))
+    values = layer(draw(rng, gaussian, 200_000), training=True).numpy()[:, 0, 0].astype(np.float64)
+    cov = np.cov(values.T)
+    # An entry's standard error is at most that of a variance, times 7.
+    assert np.abs(np.asarray(result.cov) - cov).max() < 7 * np.sqrt(2 / 200_000) * np.diag(cov).max()
+    np.testing.assert_array_equal(result.mean, gaussian.mean)
+
+
 def test_augmentation_moves_the_mean_in_training_alone(rng):
     gaussian = random_gaussian(rng, (4, 4, 3), 3)
     for layer in (layers.RandomFlip("horizontal"), layers.RandomRotation(0.2), layers.RandomContrast(0.5)):

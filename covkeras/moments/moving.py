@@ -64,3 +64,12 @@ def dropout(layer, gaussian, context):
     extra = layer.rate / (1.0 - layer.rate)
     cov = gaussian.cov * (1.0 + extra * ops.eye(gaussian.cov.shape[-1], dtype="float32"))
     return Gaussian(layer(gaussian.mean, training=True), cov)
+
+
+@propagate.register(keras.layers.GaussianNoise)
+def gaussian_noise(layer, gaussian, context):
+    """Outside training the identity. In training cov S + stddev^2 I, the layer's own noise propagated (exact)."""
+    if not context.training:
+        return gaussian
+    noise = layer.stddev**2 * ops.eye(gaussian.cov.shape[-1], dtype="float32")
+    return Gaussian(gaussian.mean, gaussian.cov + noise)
