@@ -174,7 +174,8 @@ def main() -> None:
     parser.add_argument("models", nargs="*", choices=[*MODELS, []], metavar="MODEL", help=", ".join(MODELS))
     parser.add_argument("--again", action="store_true", help="also those that are done")
     flags = parser.parse_args()
-    done = json.loads(OUT.read_text())["rows"] if OUT.exists() else []
+    record = json.loads(OUT.read_text()) if OUT.exists() else {"command": "python benchmarks/models.py", "rows": []}
+    done = record["rows"]
     for name in flags.models or MODELS:
         if any(row["model"] == name for row in done) and not flags.again:
             continue
@@ -182,7 +183,7 @@ def main() -> None:
         row = {"model": name, **examine(MODELS[name])}
         keras.backend.clear_session()
         done = sorted([r for r in done if r["model"] != name] + [row], key=lambda r: [*MODELS].index(r["model"]))
-        OUT.write_text(json.dumps({"command": "python benchmarks/models.py", "rows": done}, indent=1) + "\n")
+        OUT.write_text(json.dumps({**record, "rows": done}, indent=1) + "\n")
         print(f"{name}: {time.perf_counter() - start:.0f} s {row}", flush=True)
 
 

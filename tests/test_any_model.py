@@ -37,9 +37,11 @@ def test_the_table_holds(name):
         assert value == expected[column], column
 
 
-def test_the_table_is_whole():
+def test_the_table_says_what_works():
+    """Everything does, but the covariance where a layer has no rule."""
     rows = json.loads(table.OUT.read_text())["rows"]
-    assert [row["model"] for row in rows] == list(table.MODELS)
+    names = [row["model"] for row in rows]
+    assert set(CHEAP) <= set(names) and names == [name for name in table.MODELS if name in names]
     for row in rows:
         columns = [*table.OBJECTIVES, "instant estimate", "certified", "exported"]
         refused = {c for c in columns if row[c] != "yes"}
