@@ -33,7 +33,7 @@ def test_certificates_of_a_linear_classifier_hold(rng):
     model, exact = linear_classifier(rng)
     images = grid_images(rng, 2_000, 4)
     radius, label = exact(images)
-    c = SmoothedClassifier(model, 0.25).certify(images, n0=50, n=5_000, alpha=0.001, seed=1)
+    c = SmoothedClassifier(model, 0.25).certify(images, n0=50, n=2_000, alpha=0.001, seed=1)
     wrong = ((c.label != -1) & ((c.label != label) | (c.radius > radius))).sum()
     assert wrong <= scipy.stats.binom.ppf(1 - 1e-8, 2_000, 0.001)
     assert ((c.label == -1) == (c.radius == 0)).all()
