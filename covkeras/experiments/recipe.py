@@ -55,11 +55,6 @@ def _check_method(name, value, why):
     return value
 
 
-def _method(default: str, help: str) -> fields.Field:
-    made = fields.text(default, help)
-    return dataclasses.field(default=default, metadata={**made.metadata, "check": _check_method})
-
-
 @dataclasses.dataclass(frozen=True, init=False)
 class Recipe:
     """Every hyper-parameter of a run. Checked when made; see the fields' help for their meaning.
@@ -72,10 +67,12 @@ class Recipe:
     source: str = fields.text("", "where its values come from")
     data: str = fields.text("digits", "data set")
     model: str = fields.choice("lenet", "classifier", MODELS)
-    method: str = _method(
-        "covariance_radius", f"what training minimises: {', '.join(METHODS)}, or PACKAGE.MODULE:CLASS"
+    method: str = fields.text(
+        "covariance_radius", f"what training minimises: {', '.join(METHODS)}, or PACKAGE.MODULE:CLASS", _check_method
     )
-    reference: str = _method("gaussian_augmentation", "method trained beside it for comparison, or none")
+    reference: str = fields.text(
+        "gaussian_augmentation", "method trained beside it for comparison, or none", _check_method
+    )
     sigma: float = fields.sigma()
     r_max: float = fields.r_max()
     label_noise: float = fields.number(0.0, "rate of pair flips of the training labels, i to i + 1", 0, 1, "left")
@@ -141,7 +138,10 @@ class Recipe:
 
     def values(self) -> dict:
         """Returns {name: value}: the recipe's fields, then its method's."""
-        return {**{name: getattr(self, name) for name in self.own_fields()}, **self.hyper}
+        return {**self._own_values(), **self.hyper}
+
+    def _own_values(self) -> dict:
+        return {name: getattr(self, name) for name in self.own_fields()}
 
     def replace(self, **changes) -> "Recipe":
         """Returns a copy with other values; of another method, as `with_method`."""
@@ -155,7 +155,7 @@ class Recipe:
         """
         if method == self.method:
             return Recipe(**{**self.values(), **changes})
-        shared = {name: getattr(self, name) for name in self.own_fields()}
+        shared = self._own_values()
         shared |= {name: value for name, value in changes.items() if name in shared} | {"method": method}
         switch_epoch = changes.get("switch_epoch", self.hyper.get("switch_epoch", 0))
         kind = objective_kind(method)
@@ -173,8 +173,7 @@ class Recipe:
         return digest_of(self.to_json())
 
     def to_json(self) -> str:
-        own = {name: getattr(self, name) for name in self.own_fields()}
-        return json.dumps({**own, "hyper": self.hyper}, indent=2) + "\n"
+        return json.dumps({**self._own_values(), "hyper": self.hyper}, indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> "Recipe":

@@ -4,42 +4,20 @@ Closed forms where there are any, else Gauss and Hermite's quadrature. ReLU and 
 their time in, have loops of their own in `rectifiers.py`.
 """
 
-import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable
 
 import keras
-import numpy as np
 from keras import ops
 
-from covkeras.moments.gaussian import Gaussian, blocks, standard_deviation, wide
-from covkeras.moments.rectifiers import PLAIN, Kernels, Rectifier, gaussian_cdf, gaussian_pdf
+from covkeras.moments.functions import eagerly, excess, expected_slope, is_elementwise, quadrature, steepest
+from covkeras.moments.gaussian import Gaussian, blocks, rescaled, standard_deviation, wide
+from covkeras.moments.rectifiers import PLAIN, Kernels, Rectifier, gaussian_cdf, gaussian_pdf, relu_value
 
-# Points of the quadrature. Of the smooth activations of Keras E f(u) is then off by at most 2e-3 for s <= 2 and 1e-2
-# for s <= 4 (tests/test_activations.py measures it).
+# Points of the quadrature. Of Keras' smooth activations E f(u) is then off by at most 6e-3 for s <= 2, of softsign,
+# which has a kink, by 2e-2 (tests/test_activations.py measures both); at s = 4 by up to .05.
 ORDER = 16
-_POINTS, _WEIGHTS = np.polynomial.hermite_e.hermegauss(ORDER)
-_WEIGHTS = _WEIGHTS / _WEIGHTS.sum()
-
-
-def quadrature(function: Callable, mean, sd):
-    """E f(u) = sum_i w_i f(m + s z_i): Gauss and Hermite's rule of `ORDER` points (exact up to degree 2 ORDER - 1)."""
-    return _weighted(_WEIGHTS, _at_points(function, mean, sd))
-
-
-def _at_points(function: Callable, mean, sd):
-    """f(m + s z_i), (ORDER, batch, ...): one call of f on all points, along the batch."""
-    mean, sd = ops.convert_to_tensor(mean), ops.convert_to_tensor(sd)
-    points = ops.reshape(ops.convert_to_tensor(_POINTS.astype("float32")), (ORDER, *[1] * len(mean.shape)))
-    at = mean[None] + ops.cast(points, mean.dtype) * sd
-    values = function(ops.reshape(at, (-1, *mean.shape[1:])))
-    return ops.reshape(values, (ORDER, -1, *mean.shape[1:]) if len(mean.shape) else (ORDER,))
-
-
-def _weighted(weights, values):
-    weights = ops.convert_to_tensor(weights.astype("float32"))
-    return ops.tensordot(ops.cast(weights, values.dtype), values, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +83,7 @@ def elu_mean(mean, sd, alpha: float = 1.0, inner: float = 1.0):
     mills = 1.0 / (far + 1.0 / (far + 2.0 / (far + 3.0 / (far + 4.0 / (far + 5.0 / far)))))
     near = ops.exp(ops.minimum(m + 0.5 * s * s, 30.0)) * gaussian_cdf(-ops.minimum(t, 3.0))
     below = ops.where(t > 3.0, gaussian_pdf(m / s) * mills, near)
-    return mean * gaussian_cdf(z) + sd * gaussian_pdf(z) + alpha * (below - gaussian_cdf(-z))
+    return relu_value(mean, sd) + alpha * (below - gaussian_cdf(-z))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -138,60 +116,21 @@ class ElementwiseFunction:
         slope = self.slope
         if slope is None:
             sd = standard_deviation(gaussian.cov, blocks(gaussian))
-            gate = self._gate(wide(gaussian.mean), ops.cast(sd, "float32"))
+            gate = expected_slope(self.function, wide(gaussian.mean), ops.cast(sd, "float32"), ORDER)
             slope = ops.mean(ops.reshape(gate, (-1, gaussian.cov.shape[-1])), 0)
         if isinstance(slope, float):
             return slope * slope * gaussian.cov
-        return ops.expand_dims(slope, 0) * ops.expand_dims(slope, 1) * gaussian.cov
+        return rescaled(gaussian.cov, slope)
 
     def gated(self, mean, sd, kernels: Kernels = PLAIN):
         return self._mean(mean, ops.stop_gradient(sd))
 
     def excess(self, mean, sd):
-        """By quadrature; d E f / d m = E f(u) z / s (Stein)."""
-        values = _at_points(self.function, mean, sd)
-        first, second = _weighted(_WEIGHTS, values), _weighted(_WEIGHTS, ops.square(values))
-        gate = _weighted(_WEIGHTS * _POINTS, values) / sd
-        return ops.maximum((second - ops.square(first)) / ops.square(sd) - ops.square(gate), 0.0)
+        return excess(self.function, mean, sd, ORDER)
 
     def _mean(self, mean, sd):
         m = wide(mean)
         return ops.cast(self.expected(m, ops.cast(sd, m.dtype)), mean.dtype)
-
-    def _gate(self, mean, sd):
-        return _weighted(_WEIGHTS * _POINTS, _at_points(self.function, mean, sd)) / sd
-
-
-def steepest(function: Callable) -> float | None:
-    """Returns sup |f'| of an element-wise function, found on a grid of 1/256 from -16 to 16 and rounded up by half a
-    percent; None where the function jumps, or still steepens at an end: it has no bound."""
-    at = np.arange(-16.0, 16.0, 1 / 256, dtype=np.float32)
-    values = ops.convert_to_numpy(function(ops.convert_to_tensor(at))).astype(np.float64)
-    slopes = np.abs(np.diff(values) * 256)
-    if not np.isfinite(slopes).all():
-        return None
-    top = float(slopes.max())
-    ends = max(slopes[:256].max(), slopes[-256:].max())
-    growing = ends > 1.02 * max(slopes[512:1024].max(), slopes[-1024:-512].max())
-    finer = function(ops.convert_to_tensor(np.arange(-16.0, 16.0, 1 / 1024, dtype=np.float32)))
-    jumps = np.abs(np.diff(ops.convert_to_numpy(finer).astype(np.float64)) * 1024).max() > 2.5 * max(top, 1e-6)
-    return None if growing or jumps else top * 1.005
-
-
-def is_elementwise(function: Callable) -> bool:
-    """Whether a function of a tensor acts on each entry alone, by what it makes of a few numbers."""
-    a, b = np.random.default_rng(0).normal(size=(2, 3, 4)).astype(np.float32)
-    changed = np.random.default_rng(1).random(a.shape) < 0.5
-
-    def at(x):
-        return ops.convert_to_numpy(function(ops.convert_to_tensor(x)))
-
-    at_a, at_b, mixed = at(a), at(b), at(np.where(changed, b, a))
-    return at_a.shape == a.shape and np.allclose(mixed, np.where(changed, at_b, at_a), rtol=1e-4, atol=1e-5)
-
-
-def _by_quadrature(function: Callable) -> Callable:
-    return lambda mean, sd: quadrature(function, mean, sd)
 
 
 _HARD_SIGMOID = Pieces((0.0, 0.0, 0.0), ((-3.0, 1 / 6, 0.0, 0.0), (3.0, -1 / 6, 0.0, 0.0)))
@@ -223,19 +162,6 @@ _CLOSED: dict[str, tuple[Callable, float | None]] = {
 SMOOTH = ("sigmoid", "tanh", "silu", "softplus", "mish", "softsign", "log_sigmoid", "squareplus", "tanh_shrink")
 
 
-def _eager():
-    """A context in which numbers are computed at once, inside a trace too."""
-    if keras.config.backend() == "tensorflow":
-        import tensorflow as tf
-
-        return tf.init_scope()
-    if keras.config.backend() == "jax":
-        import jax
-
-        return jax.ensure_compile_time_eval()
-    return contextlib.nullcontext()
-
-
 @functools.lru_cache(maxsize=1_000)
 def activation_of(function: Callable):
     """Returns the activation of an element-wise function, None where it is linear.
@@ -255,14 +181,14 @@ def activation_of(function: Callable):
         if function is getattr(keras.activations, name):
             return ElementwiseFunction(name, function, expected, slope)
     try:
-        with _eager():
+        with eagerly():
             elementwise, slope = is_elementwise(function), steepest(function)
     except Exception as error:  # whatever a function of the user's raises on a matrix
         raise NotImplementedError(f"it can't be evaluated on a matrix ({error})") from None
     if not elementwise:
         raise NotImplementedError("it is not element-wise")
     name = getattr(function, "__name__", type(function).__name__)
-    return ElementwiseFunction(name, function, functools.partial(quadrature, function), slope)
+    return ElementwiseFunction(name, function, functools.partial(quadrature, function, order=ORDER), slope)
 
 
 def activation_for(layer):
@@ -309,9 +235,8 @@ def _prelu(layer):
     alpha = ops.cast(layer.alpha, "float32")
 
     def expected(mean, sd):
-        z = mean / sd
         own = ops.cast(alpha, mean.dtype)
-        return own * mean + (1.0 - own) * (mean * gaussian_cdf(z) + sd * gaussian_pdf(z))
+        return own * mean + (1.0 - own) * relu_value(mean, sd)
 
-    steepest = ops.max(ops.reshape(ops.abs(alpha), (-1, alpha.shape[-1])), 0)
-    return ElementwiseFunction("prelu", layer, expected, ops.maximum(steepest, 1.0))
+    most = ops.max(ops.reshape(ops.abs(alpha), (-1, alpha.shape[-1])), 0)
+    return ElementwiseFunction("prelu", layer, expected, ops.maximum(most, 1.0))

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import keras
 import numpy as np
 
+from covkeras.moments.functions import is_elementwise
 from covkeras.moments.gaussian import Gaussian
 from covkeras.moments.graph import Call
 from covkeras.moments.rectifiers import PLAIN, Activation, Elementwise, Kernels, Rectifier
@@ -30,9 +31,9 @@ class Context:
     regularise: whether layers add their activity regularisers, of the propagated mean, to their losses.
     epoch: the training epoch, from 0; a number or an integer tensor. For objectives that change with it.
     unknown: what is done with a layer that has no rule, or whose rule does not cover it. "refuse": an error that names
-        it. "linearise": mean and covariance of the layer alone, at samples of its Gaussian (`linearise`). "adjoint":
-        the mean goes through the layer itself, whose own Jacobian the adjoint estimate then meets; the covariance is
-        not carried on.
+        it. "linearise": mean and covariance of the layer alone, at samples of its Gaussian (`unknown.linearised`).
+        "adjoint": the mean goes through the layer itself, whose own Jacobian the adjoint estimate then meets; the
+        covariance is not carried on. None is that of the `Moments` layer or the network.
     plain: whether nonlinear layers that are not element-wise (a maximum, a norm, attention) act as themselves: the
         means are samples, or the adjoint estimate wants their Jacobian.
     """
@@ -43,7 +44,7 @@ class Context:
     rectify: Callable[[Gaussian, Activation], Gaussian] | None = None
     regularise: bool = False
     epoch: object = 0
-    unknown: str = "refuse"
+    unknown: str | None = None
     plain: bool = False
 
     def activated(self, gaussian: Gaussian, activation: Activation) -> Gaussian:
@@ -146,7 +147,7 @@ class _Propagate:
         context = context or Context()
         if context.r_max is None:
             context = dataclasses.replace(context, r_max=0.0)
-        if context.unknown == "refuse":
+        if context.unknown in (None, "refuse"):
             return self._by_rule(layer, gaussian, context)
         if self.has_rule(layer) and not (context.unknown == "adjoint" and self.kind_of(layer) == "other"):
             with contextlib.suppress(NotImplementedError):
@@ -204,10 +205,7 @@ def _kind(layer, shape) -> str:
     close = {"rtol": 1e-3, "atol": 1e-3 * (1.0 + np.abs(at_a).max())}
     if np.allclose(at(a + b) + at(np.zeros_like(a)), at_a + at_b, **close):
         return "linear"
-    changed = np.random.default_rng(1).random(a.shape) < 0.5
-    if at_a.shape == a.shape and np.allclose(at(np.where(changed, b, a)), np.where(changed, at_b, at_a), **close):
-        return "elementwise"
-    return "other"
+    return "elementwise" if is_elementwise(at, a.shape, **close) else "other"
 
 
 _REMEDIES = "or make the network with unknown='linearise' (by samples of the layer alone), or unknown='adjoint'"

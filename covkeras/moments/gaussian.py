@@ -40,11 +40,22 @@ class Gaussian(NamedTuple):
                 f"distribution needs one covariance for the last axis, got {blocks(self)} blocks of "
                 f"{self.cov.shape[-1]}: take it at the logits, not behind a Flatten."
             )
-        cov = ops.cast(self.cov, "float32")
-        channels = cov.shape[-1]
-        jitter = 1e-6 * ops.maximum(ops.trace(cov) / channels, 1e-12)
-        factor = ops.cholesky(0.5 * (cov + ops.transpose(cov)) + jitter * ops.eye(channels))
+        factor = square_root(self.cov)
         return probability().distributions.MultivariateNormalTriL(ops.cast(self.mean, "float32"), factor)
+
+
+def square_root(cov):
+    """Cholesky's factor of a covariance, float32, with a millionth of its mean variance on the diagonal: it may be
+    singular."""
+    cov = ops.cast(cov, "float32")
+    channels = cov.shape[-1]
+    jitter = 1e-6 * ops.maximum(ops.trace(cov) / channels, 1e-12)
+    return ops.cholesky(0.5 * (cov + ops.transpose(cov)) + jitter * ops.eye(channels))
+
+
+def rescaled(cov, scale):
+    """D S D with D the diagonal of `scale`, (channels,)."""
+    return ops.expand_dims(scale, 0) * ops.expand_dims(scale, 1) * cov
 
 
 def probability():

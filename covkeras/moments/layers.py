@@ -87,7 +87,7 @@ class Moments(PlainErrors, keras.layers.Layer):
         context = context or Context(training=bool(training))
         if context.r_max is None:
             context = dataclasses.replace(context, r_max=self.r_max)
-        if context.unknown != self.unknown:
+        if context.unknown is None:
             context = dataclasses.replace(context, unknown=self.unknown)
         after = propagate(self.layer, gaussian, context)
         return tuple(after) if isinstance(after, Gaussian) else [tuple(one) for one in after]

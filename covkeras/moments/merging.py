@@ -7,18 +7,23 @@ import keras
 from keras import ops
 
 from covkeras.moments.dispatch import propagate
-from covkeras.moments.gaussian import Gaussian, blocks, standard_deviation, wide
+from covkeras.moments.gaussian import Gaussian, blocks, rescaled, standard_deviation, wide
 from covkeras.moments.rectifiers import gaussian_cdf, gaussian_pdf
 from covkeras.moments.rules import check_one_block
 
 
-def summed(name: str, gaussians, share: float = 1.0):
-    """cov share^2 (S_a + S_b + ...): the branches taken as independent."""
+def check_alike(name: str, gaussians) -> None:
+    """Refuses branches whose covariances are of different length."""
     if len({g.cov.shape[-1] for g in gaussians}) != 1:
         raise NotImplementedError(
             f"{name} needs branches with equally long covariances, got {[g.cov.shape[-1] for g in gaussians]}. Flatten "
             "after joining, not before."
         )
+
+
+def summed(name: str, gaussians, share: float = 1.0):
+    """cov share^2 (S_a + S_b + ...): the branches taken as independent."""
+    check_alike(name, gaussians)
     return share * share * sum(g.cov for g in gaussians)
 
 
@@ -109,7 +114,7 @@ def maximum(layer, gaussians, context):
     """Mean of the larger of two Gaussians (exact for independent branches; Clark 1961), of several two by two; cov
     W S_a W + (I - W) S_b (I - W), W the mean over batch and pixels of P(a > b), scaled to the variance's mean
     (approximate)."""
-    summed(_named(layer), gaussians)
+    check_alike(_named(layer), gaussians)
     result = larger_of(gaussians, -1.0 if isinstance(layer, keras.layers.Minimum) else 1.0)
     return Gaussian(layer([g.mean for g in gaussians]), result.cov) if context.plain else result
 
@@ -124,14 +129,10 @@ def _larger(a: Gaussian, b: Gaussian, sign: float) -> Gaussian:
     mean, variance, share = larger_of_two(sign * wide(a.mean), variance_a, sign * wide(b.mean), variance_b)
     channels = a.cov.shape[-1]
     weight, variance = (ops.mean(ops.reshape(x, (-1, channels)), 0) for x in (share, variance))
-    cov = _between(weight, a.cov) + _between(1.0 - weight, b.cov)
+    cov = rescaled(a.cov, weight) + rescaled(b.cov, 1.0 - weight)
     return Gaussian(ops.cast(sign * mean, a.mean.dtype), with_variance(cov, variance))
-
-
-def _between(weight, cov):
-    return ops.expand_dims(weight, 0) * ops.expand_dims(weight, 1) * cov
 
 
 def with_variance(cov, variance):
     """Scales a covariance, D S D, to the variances (channels,)."""
-    return _between(ops.sqrt(variance / ops.maximum(ops.diagonal(cov), 1e-12)), cov)
+    return rescaled(cov, ops.sqrt(variance / ops.maximum(ops.diagonal(cov), 1e-12)))

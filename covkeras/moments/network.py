@@ -72,9 +72,9 @@ class MomentNetwork(PlainErrors, keras.Model):
         _examine(classifier)
         # One black image: every layer that cannot carry the pair is refused here, not in the first step; not by
         # __call__, which would wrap the refusal into a page about the layer's arguments.
-        self.gate_shapes = self._shapes_of(ops.zeros((1, *self.image_shape), "float32"))
+        self.gate_shapes = self._shapes_of(unknown)
         if unknown == "adjoint" and self._is_known():
-            self._set_unknown("refuse")
+            self.unknown = "refuse"
         self.built = True
 
     @property
@@ -109,7 +109,7 @@ class MomentNetwork(PlainErrors, keras.Model):
         """
         if context.r_max is None:
             context = dataclasses.replace(context, r_max=self.r_max)
-        if context.unknown != self.unknown:
+        if context.unknown is None:
             context = dataclasses.replace(context, unknown=self.unknown)
 
         def visit(layer, given, position, options):
@@ -121,19 +121,11 @@ class MomentNetwork(PlainErrors, keras.Model):
 
     def _is_known(self) -> bool:
         """Whether every layer has a rule after all, which covers it, and which the adjoint estimate knows."""
-        self._set_unknown("refuse")
         try:
-            self._shapes_of(ops.zeros((1, *self.image_shape), "float32"))
-            self.check_estimable()
+            self._shapes_of("refuse")
         except NotImplementedError:
-            self._set_unknown("adjoint")
             return False
-        return True
-
-    def _set_unknown(self, unknown: str) -> None:
-        self.unknown = unknown
-        for layer in self.moment_layers:
-            layer.unknown = unknown
+        return not self._unestimable()
 
     def check_gates_known(self) -> None:
         """Refuses the gates of a propagated covariance where a layer without a rule loses it."""
@@ -156,22 +148,25 @@ class MomentNetwork(PlainErrors, keras.Model):
         Raises:
             NotImplementedError: a layer with a rule of the user's that is neither.
         """
-        for layer in self.classifier._flatten_layers() if self.unknown == "refuse" else ():
-            if propagate.kind_of(layer) == "other":
-                raise NotImplementedError(
-                    f"{type(layer).__name__} (layer {layer.name!r}) is neither linear nor element-wise: the adjoint "
-                    "estimate and its calibration know no gate for it. Use the forward moments, MomentNetwork and "
-                    "propagated_radius, or write it with linear layers and element-wise ones."
-                )
+        if self.unknown == "refuse" and (layers := self._unestimable()):
+            raise NotImplementedError(
+                f"{type(layers[0]).__name__} (layer {layers[0].name!r}) is neither linear nor element-wise: the "
+                "adjoint estimate and its calibration know no gate for it. Use the forward moments, MomentNetwork and "
+                "propagated_radius, or write it with linear layers and element-wise ones."
+            )
 
-    def _shapes_of(self, images) -> tuple:
-        shapes = []
+    def _unestimable(self) -> list:
+        return [layer for layer in self.classifier._flatten_layers() if propagate.kind_of(layer) == "other"]
+
+    def _shapes_of(self, unknown: str) -> tuple:
+        """What activations meet when one black image passes."""
+        images, shapes = ops.zeros((1, *self.image_shape), "float32"), []
 
         def rectify(gaussian, activation):
             shapes.append(tuple(gaussian.mean.shape[1:]))
             return activation.propagated(gaussian)
 
-        self.propagate(Gaussian(*self.gaussian_input(images)), Context(rectify=rectify))
+        self.propagate(Gaussian(*self.gaussian_input(images)), Context(rectify=rectify, unknown=unknown))
         return tuple(shapes)
 
 

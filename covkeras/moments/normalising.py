@@ -4,10 +4,10 @@ import keras
 from keras import ops
 
 from covkeras.moments.dispatch import propagate
-from covkeras.moments.gaussian import Gaussian, wide
+from covkeras.moments.gaussian import Gaussian, rescaled, wide
 from covkeras.moments.rules import check_one_block
 
-# The statistics are taken with the noise in them, E of the squares, not at the mean: tests/test_rules_of_norms.py
+# The statistics are taken with the noise in them, E of the squares, not at the mean: tests/test_more_rules.py
 # measures both against sampling.
 
 
@@ -22,13 +22,23 @@ def _last_axis(layer, gaussian) -> None:
         )
 
 
-def _affine(gaussian: Gaussian, mean, inverse, scale, dtype):
-    """mean (batch, ..., channels), float32; inverse: 1 / sd at each position (batch, ..., 1 or channels); scale: gamma,
-    (channels,) or 1. The covariance is D S D, D^2 the mean of (gamma / sd)^2 over batch and positions."""
-    channels = gaussian.cov.shape[-1]
+def _normalised(layer, gaussian: Gaussian, context, mean, inverse, scale, cov=None) -> Gaussian:
+    """What a norm makes of the pair: D S D, D^2 the mean of (scale / sd)^2 over batch and positions.
+
+    mean: (batch, ..., channels), float32, normalised. inverse: 1 / sd at each position, (batch, ..., 1 or channels).
+    scale: gamma, (channels,) or 1. cov: S, where it is not the input's.
+    """
+    cov = gaussian.cov if cov is None else cov
     squares = ops.broadcast_to(ops.square(inverse), ops.shape(mean))
-    d = ops.sqrt(ops.mean(ops.reshape(squares, (-1, channels)), 0)) * scale
-    return Gaussian(ops.cast(mean, dtype), ops.expand_dims(d, 0) * ops.expand_dims(d, 1) * gaussian.cov)
+    d = ops.sqrt(ops.mean(ops.reshape(squares, (-1, cov.shape[-1])), 0)) * scale
+    mean = layer(gaussian.mean) if context.plain else ops.cast(mean, layer.compute_dtype)
+    return Gaussian(mean, rescaled(cov, d))
+
+
+def _scale_and_shift(layer) -> tuple:
+    """gamma and beta, float32; 1 and 0 of a layer without."""
+    gamma = ops.cast(layer.gamma, "float32") if layer.scale else 1.0
+    return gamma, ops.cast(layer.beta, "float32") if layer.center else 0.0
 
 
 def _centred(cov):
@@ -52,14 +62,8 @@ def layer_normalization(layer, gaussian, context):
     centred = mean - ops.mean(mean, -1, keepdims=True)
     noise = ops.trace(cov) / cov.shape[-1]
     inverse = ops.rsqrt(ops.mean(ops.square(centred), -1, keepdims=True) + noise + layer.epsilon)
-    gamma = ops.cast(layer.gamma, "float32") if layer.scale else 1.0
-    shift = ops.cast(layer.beta, "float32") if layer.center else 0.0
-    return _itself(
-        layer,
-        gaussian,
-        context,
-        _affine(Gaussian(mean, cov), centred * inverse * gamma + shift, inverse, gamma, layer.compute_dtype),
-    )
+    gamma, shift = _scale_and_shift(layer)
+    return _normalised(layer, gaussian, context, centred * inverse * gamma + shift, inverse, gamma, cov)
 
 
 @propagate.register(keras.layers.RMSNormalization)
@@ -71,9 +75,7 @@ def rms_normalization(layer, gaussian, context):
     noise = ops.trace(gaussian.cov) / gaussian.cov.shape[-1]
     inverse = ops.rsqrt(ops.mean(ops.square(mean), -1, keepdims=True) + noise + layer.epsilon)
     gamma = ops.cast(layer.scale, "float32")
-    return _itself(
-        layer, gaussian, context, _affine(gaussian, mean * inverse * gamma, inverse, gamma, layer.compute_dtype)
-    )
+    return _normalised(layer, gaussian, context, mean * inverse * gamma, inverse, gamma)
 
 
 @propagate.register(keras.layers.UnitNormalization)
@@ -82,7 +84,7 @@ def unit_normalization(layer, gaussian, context):
     _last_axis(layer, gaussian)
     mean = wide(gaussian.mean)
     inverse = ops.rsqrt(ops.sum(ops.square(mean), -1, keepdims=True) + ops.trace(gaussian.cov) + 1e-12)
-    return _itself(layer, gaussian, context, _affine(gaussian, mean * inverse, inverse, 1.0, layer.compute_dtype))
+    return _normalised(layer, gaussian, context, mean * inverse, inverse, 1.0)
 
 
 @propagate.register(keras.layers.GroupNormalization)
@@ -104,12 +106,5 @@ def group_normalization(layer, gaussian, context):
     ones = ops.ones_like(centred)
     shape = (-1, *mean.shape[1:])
     centred, inverse = ops.reshape(centred * inverse, shape), ops.reshape(inverse * ones, shape)
-    gamma = ops.cast(layer.gamma, "float32") if layer.scale else 1.0
-    shift = ops.cast(layer.beta, "float32") if layer.center else 0.0
-    return _itself(
-        layer, gaussian, context, _affine(gaussian, centred * gamma + shift, inverse, gamma, layer.compute_dtype)
-    )
-
-
-def _itself(layer, gaussian, context, after: Gaussian) -> Gaussian:
-    return Gaussian(layer(gaussian.mean), after.cov) if context.plain else after
+    gamma, shift = _scale_and_shift(layer)
+    return _normalised(layer, gaussian, context, centred * gamma + shift, inverse, gamma)

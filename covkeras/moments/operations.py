@@ -6,7 +6,6 @@ that act on each unit alone are activations (`activations.activation_of`), whate
 """
 
 import math
-import weakref
 
 import keras
 import numpy as np
@@ -16,7 +15,7 @@ from covkeras.moments.activations import activation_of
 from covkeras.moments.dispatch import propagate
 from covkeras.moments.gaussian import Gaussian
 from covkeras.moments.graph import Call
-from covkeras.moments.merging import block_diagonal, larger_of, product_of, summed
+from covkeras.moments.merging import block_diagonal, check_alike, larger_of, product_of, summed
 from covkeras.moments.rules import quadratic_form, scaled
 
 # What these operations do alone is an activation; their class' names in Keras.
@@ -27,7 +26,6 @@ _UNARY = (
     *("Sin", "Cos", "Arctan", "Log1p", "Negative", "Reciprocal", "Clip", "Sinh", "Cosh", "Tan", "Log"),
 )
 _FUNCTIONS = {"Relu": "relu", "Relu6": "relu6", "Selu": "selu", "Exp": "exponential", "Silu": "silu"}
-_ACTIVATIONS = weakref.WeakKeyDictionary()
 
 
 @propagate.register_operation(*_UNARY)
@@ -40,9 +38,7 @@ def _activation(call: Call):
     name = type(call.operation).__name__
     if name in _FUNCTIONS:
         return activation_of(getattr(keras.activations, _FUNCTIONS[name]))
-    if call.operation not in _ACTIVATIONS:
-        _ACTIVATIONS[call.operation] = activation_of(call)
-    return _ACTIVATIONS[call.operation]
+    return activation_of(call)
 
 
 @propagate.register_operation("Add", "Subtract", "Maximum", "Minimum", "Multiply", "Divide", "TrueDivide")
@@ -57,7 +53,7 @@ def arithmetic(call: Call, gaussians, context) -> Gaussian:
     if name == "Multiply":
         return Gaussian(mean, product_of(gaussians).cov)
     if name in ("Maximum", "Minimum"):
-        summed(named, gaussians)
+        check_alike(named, gaussians)
         result = larger_of(gaussians, -1.0 if name == "Minimum" else 1.0)
         return Gaussian(mean, result.cov) if context.plain else result
     raise NotImplementedError(f"No moment rule for {named} of two tensors. Multiply by the reciprocal of a constant.")

@@ -12,7 +12,7 @@ from keras import ops
 
 from covkeras.moments.activations import activation_for
 from covkeras.moments.dispatch import propagate
-from covkeras.moments.gaussian import Gaussian, blocks
+from covkeras.moments.gaussian import Gaussian, blocks, rescaled
 from covkeras.moments.gradients import custom_gradient
 
 # The linear layers.
@@ -125,10 +125,7 @@ def depthwise_convolution(layer, gaussian, context):
     check_channels_last(layer)
     check_one_block(layer, gaussian)
     kernel = layer.kernel
-    multiplier = layer.depth_multiplier
-    flat = ops.cast(ops.reshape(kernel, (math.prod(layer.kernel_size), -1)), "float32")
-    repeated = ops.repeat(ops.repeat(gaussian.cov, multiplier, axis=0), multiplier, axis=1)
-    cov = (1.0 + context.r_max) * ops.matmul(ops.transpose(flat), flat) * repeated
+    cov = _depthwise_cov(layer, kernel, gaussian, context)
     mean = ops.depthwise_conv(
         ops.cast(gaussian.mean, layer.compute_dtype),
         ops.cast(kernel, layer.compute_dtype),
@@ -140,6 +137,14 @@ def depthwise_convolution(layer, gaussian, context):
     return _activated(layer, Gaussian(_biased(layer, mean), cov), context)
 
 
+def _depthwise_cov(layer, kernel, gaussian, context):
+    """(1 + r_max) S_cd sum_k w_kc w_kd."""
+    flat = ops.cast(ops.reshape(kernel, (math.prod(layer.kernel_size), -1)), "float32")
+    multiplier = layer.depth_multiplier
+    repeated = ops.repeat(ops.repeat(gaussian.cov, multiplier, axis=0), multiplier, axis=1)
+    return (1.0 + context.r_max) * ops.matmul(ops.transpose(flat), flat) * repeated
+
+
 @propagate.register(keras.layers.SeparableConv2D, keras.layers.SeparableConv1D)
 def separable_convolution(layer, gaussian, context):
     """A depthwise convolution, then one of 1 x 1: the covariance by both rules, one after the other (approximate).
@@ -148,11 +153,8 @@ def separable_convolution(layer, gaussian, context):
     """
     check_channels_last(layer)
     check_one_block(layer, gaussian)
-    multiplier = layer.depth_multiplier
-    flat = ops.cast(ops.reshape(layer.depthwise_kernel, (math.prod(layer.kernel_size), -1)), "float32")
-    repeated = ops.repeat(ops.repeat(gaussian.cov, multiplier, axis=0), multiplier, axis=1)
-    cov = (1.0 + context.r_max) * ops.matmul(ops.transpose(flat), flat) * repeated
     kernel = layer.pointwise_kernel
+    cov = _depthwise_cov(layer, layer.depthwise_kernel, gaussian, context)
     cov = quadratic_form(ops.reshape(kernel, (1, *kernel.shape[-2:])), cov)
     # What the layer is, its bias and activation left to ours.
     mean = ops.separable_conv(
@@ -216,7 +218,7 @@ def scaled(gaussian, mean, scale):
     scale = ops.cast(scale, "float32")
     if len(scale.shape) == 0:
         return Gaussian(mean, scale * scale * gaussian.cov)
-    return Gaussian(mean, ops.expand_dims(scale, 0) * ops.expand_dims(scale, 1) * gaussian.cov)
+    return Gaussian(mean, rescaled(gaussian.cov, scale))
 
 
 @propagate.register(keras.layers.BatchNormalization)

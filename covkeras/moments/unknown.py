@@ -8,7 +8,7 @@ import inspect
 import numpy as np
 from keras import ops
 
-from covkeras.moments.gaussian import Gaussian, blocks, wide
+from covkeras.moments.gaussian import Gaussian, blocks, square_root, wide
 from covkeras.moments.graph import Call
 
 # Antithetic pairs of samples. The covariance's relative error is that of PAIRS times batch and pixels samples.
@@ -43,10 +43,8 @@ def _pairs(gaussian: Gaussian, seed: int):
     parts = (*mean.shape[1:-1], blocks(gaussian), channels)
     # Numbers, not a generator's state: the same noise at every call, and no draw within a step.
     drawn = np.random.default_rng(seed).standard_normal((PAIRS, *parts)).astype("float32")
-    cov = ops.cast(gaussian.cov, "float32")
-    jitter = 1e-6 * ops.maximum(ops.trace(cov) / channels, 1e-12)
-    factor = ops.cholesky(0.5 * (cov + ops.transpose(cov)) + jitter * ops.eye(channels))
-    noise = ops.reshape(ops.matmul(drawn, ops.transpose(factor)), (PAIRS, 1, *mean.shape[1:]))
+    noise = ops.matmul(drawn, ops.transpose(square_root(gaussian.cov)))
+    noise = ops.reshape(noise, (PAIRS, 1, *mean.shape[1:]))
     shape = (-1, *mean.shape[1:])
     return tuple(ops.cast(ops.reshape(mean[None] + side, shape), gaussian.mean.dtype) for side in (noise, -noise))
 

@@ -10,7 +10,14 @@ from covkeras.experiments.comparing import Comparison, Outcome
 from covkeras.experiments.result import Result
 from covkeras.reports.pages import STYLES, legend, new_figure
 from covkeras.reports.report import Report, Section
-from covkeras.reports.results import FIDELITY_NOTE, fidelity_plot, fidelity_table, figures_of, table_radii
+from covkeras.reports.results import (
+    FIDELITY_NOTE,
+    counted_radii,
+    fidelity_plot,
+    fidelity_table,
+    figures_of,
+    table_radii,
+)
 
 _NOTE = (
     "Certified accuracy at r: the share of test images predicted correctly with certified radius at least r. ACR: the "
@@ -35,7 +42,7 @@ def _gain(outcome: Outcome, first: Outcome) -> str:
 
 def _gains(results: Sequence[Result], others: Sequence[Result]) -> tuple[float, float]:
     def radii(seeds):
-        return np.mean([np.where(r.certificates.label == r.labels, r.certificates.radius, 0) for r in seeds], 0)
+        return np.mean([counted_radii(r) for r in seeds], 0)
 
     gain = radii(results) - radii(others)
     return float(gain.mean()), float(gain.std(ddof=1) / np.sqrt(len(gain)))

@@ -135,7 +135,7 @@ def figures_of(result: Result) -> dict:
     certificates, labels = result.certificates, result.labels
     radii = table_radii([result])
     accuracy = certified_accuracy(certificates, labels, radii)
-    counted = np.where(certificates.label == labels, certificates.radius, 0.0)
+    counted = counted_radii(result)
     return {
         "method": result.name,
         "images": len(labels),
@@ -152,6 +152,11 @@ def figures_of(result: Result) -> dict:
             for f in result.fidelity
         },
     }
+
+
+def counted_radii(result: Result) -> np.ndarray:
+    """Returns what each image counts into the ACR, (images,): its radius, 0 where the class is wrong."""
+    return np.where(result.certificates.label == result.labels, result.certificates.radius, 0.0)
 
 
 def _finite(value: float) -> float | None:

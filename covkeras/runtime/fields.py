@@ -37,13 +37,14 @@ def switch(default: bool, help: str, search: str = "") -> Field:
 
 def choice(default: str, help: str, choices, search: str = "") -> Field:
     """Returns a field for one of a few names."""
-    made = _field(default, help, search, check=lambda name, value, why: check_choice(name, value, choices))
-    return _with(made, choices=tuple(choices))
+    return _field(
+        default, help, search, check=lambda name, value, why: check_choice(name, value, choices), choices=tuple(choices)
+    )
 
 
-def text(default: str, help: str) -> Field:
-    """Returns a field for text."""
-    return _field(default, help)
+def text(default: str, help: str, check=None) -> Field:
+    """Returns a field for text. check: (name, value, why) -> value, or an error; by default any text will do."""
+    return _field(default, help, check=check)
 
 
 def epochs(default: tuple[int, ...], help: str) -> Field:
@@ -101,13 +102,9 @@ def describe(field: Field) -> str:
     return help_of(field) + (f" ({', '.join(choices)})" if choices else "")
 
 
-def _field(default, help, search="", epoch=False, check=None) -> Field:
-    metadata = {"help": help, "search": search, "epoch": epoch, "check": check}
+def _field(default, help, search="", epoch=False, check=None, choices=None) -> Field:
+    metadata = {"help": help, "search": search, "epoch": epoch, "check": check, "choices": choices}
     return dataclasses.field(default=default, metadata=metadata)
-
-
-def _with(field: Field, **more) -> Field:
-    return dataclasses.field(default=field.default, metadata={**field.metadata, **more})
 
 
 def _check_switch(name, value, why):

@@ -151,10 +151,10 @@ def main(arguments=None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing; fail where a page is not what is built")
     check = parser.parse_args(arguments).check
-    stale = [path for path, text in pages().items() if not path.exists() or path.read_text() != text]
-    for path in stale:
+    stale = {path: text for path, text in pages().items() if not path.exists() or path.read_text() != text}
+    for path, text in stale.items():
         if not check:
-            path.write_text(pages()[path])
+            path.write_text(text)
         print(f"{path}: {'is not what is built' if check else 'built'}")
     return int(check and bool(stale))
 
