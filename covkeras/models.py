@@ -1,4 +1,4 @@
-"""Classifiers to start from: stock Keras functional models, normalisation inside, no batch norm, average pooling."""
+"""Classifiers to start from: stock Keras functional models that take pixels in [0, 1], average pooling throughout."""
 
 import keras
 from keras import layers
@@ -125,4 +125,105 @@ def preact_resnet18(
             x = _residual_block(x, width * 2**stage, stride, depth=8, name=f"stage{stage + 1}_block{block + 1}")
     x = layers.ReLU(name="head_relu")(x)
     x = layers.GlobalAveragePooling2D(name="head_pool")(x)
+    return keras.Model(images, layers.Dense(num_classes, name="logits", dtype="float32")(x), name=name)
+
+
+def _convolution(x, width: int, stride: int, name: str, size: int = 3):
+    """A convolution without bias: batch normalisation follows it, or the next block's."""
+    kind = {"padding": "same", "use_bias": False, "kernel_initializer": "he_normal"}
+    return layers.Conv2D(width, size, stride, name=name, **kind)(x)
+
+
+def _normalised(x, name: str):
+    return layers.ReLU(name=f"{name}_relu")(layers.BatchNormalization(name=f"{name}_norm")(x))
+
+
+def _preact_block(x, width: int, stride: int, name: str):
+    """norm-relu-conv-norm-relu-conv plus a shortcut (He et al. 2016, pre-activation)."""
+    y = _normalised(x, f"{name}_1")
+    shortcut = x
+    if stride > 1 or x.shape[-1] != width:
+        shortcut = _convolution(y, width, stride, f"{name}_project", 1)
+    y = _convolution(y, width, stride, f"{name}_conv1")
+    y = _convolution(_normalised(y, f"{name}_2"), width, 1, f"{name}_conv2")
+    return layers.Add(name=f"{name}_add")([shortcut, y])
+
+
+def narrow_resnet(
+    input_shape: tuple[int, int, int] = (32, 32, 3),
+    num_classes: int = 10,
+    widths: tuple[int, ...] = (32, 64, 128),
+    blocks: int = 1,
+    patch: int = 2,
+    name: str = "narrow_resnet",
+) -> keras.Model:
+    """Builds a pre-activation ResNet with batch normalisation, sized for a processor: what CIFAR-10's protocol trains.
+
+    Args:
+        input_shape: (height, width, channels). num_classes: number of logits. widths: channels of the stages, each
+            after the first at half the size. blocks: of a stage. patch: the stem's kernel and stride; 1 for a 3 x 3
+            stem at full size.
+
+    Returns:
+        A functional model, images (batch, height, width, channels) in [0, 1] to logits (batch, num_classes), float32.
+    """
+    check_count("num_classes", num_classes, 2)
+    images = _image_input(input_shape)
+    x = layers.Rescaling(4.0, offset=-2.0, name="center")(images)
+    x = _convolution(x, widths[0], patch, "stem", patch if patch > 1 else 3)
+    for stage, width in enumerate(widths):
+        for block in range(blocks):
+            stride = 2 if stage > 0 and block == 0 else 1
+            x = _preact_block(x, width, stride, f"stage{stage + 1}_block{block + 1}")
+    x = layers.GlobalAveragePooling2D(name="head_pool")(_normalised(x, "head"))
+    return keras.Model(images, layers.Dense(num_classes, name="logits", dtype="float32")(x), name=name)
+
+
+def resnet110(
+    input_shape: tuple[int, int, int] = (32, 32, 3), num_classes: int = 10, depth: int = 110, name: str = "resnet110"
+) -> keras.Model:
+    """Builds the ResNet of the field's CIFAR-10 tables (He et al. 2016, Sec. 4.2): three stages of (depth - 2) / 6
+    blocks, widths 16, 32, 64, batch normalisation.
+
+    Args:
+        input_shape: (height, width, channels). num_classes: number of logits. depth: 6 n + 2.
+
+    Returns:
+        A functional model, images (batch, height, width, channels) in [0, 1] to logits (batch, num_classes), float32.
+    """
+    check_count("num_classes", num_classes, 2)
+    if depth < 8 or (depth - 2) % 6:
+        raise ValueError(f"depth must be 6 n + 2, such as 20 or 110, got {depth}.")
+    images = _image_input(input_shape)
+    x = layers.Rescaling(4.0, offset=-2.0, name="center")(images)
+    x = _normalised(_convolution(x, 16, 1, "stem"), "stem")
+    for stage, width in enumerate((16, 32, 64)):
+        for block in range((depth - 2) // 6):
+            stride = 2 if stage > 0 and block == 0 else 1
+            at = f"stage{stage + 1}_block{block + 1}"
+            y = _normalised(_convolution(x, width, stride, f"{at}_conv1"), f"{at}_1")
+            y = layers.BatchNormalization(name=f"{at}_2_norm")(_convolution(y, width, 1, f"{at}_conv2"))
+            if stride > 1:
+                x = _convolution(x, width, stride, f"{at}_project", 1)
+                x = layers.BatchNormalization(name=f"{at}_project_norm")(x)
+            x = layers.ReLU(name=f"{at}_relu")(layers.Add(name=f"{at}_add")([x, y]))
+    x = layers.GlobalAveragePooling2D(name="head_pool")(x)
+    return keras.Model(images, layers.Dense(num_classes, name="logits", dtype="float32")(x), name=name)
+
+
+def resnet50(
+    input_shape: tuple[int, int, int] = (224, 224, 3), num_classes: int = 1000, name: str = "resnet50"
+) -> keras.Model:
+    """Builds Keras' own ResNet-50, that of the field's ImageNet tables, on pixels in [0, 1].
+
+    Args:
+        input_shape: (height, width, channels), at least 32 x 32. num_classes: number of logits.
+
+    Returns:
+        A functional model, images (batch, height, width, channels) in [0, 1] to logits (batch, num_classes), float32.
+    """
+    check_count("num_classes", num_classes, 2)
+    images = _image_input(input_shape)
+    x = layers.Rescaling(4.0, offset=-2.0, name="center")(images)
+    x = keras.applications.ResNet50(include_top=False, weights=None, input_tensor=x, pooling="avg").output
     return keras.Model(images, layers.Dense(num_classes, name="logits", dtype="float32")(x), name=name)

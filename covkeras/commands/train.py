@@ -59,10 +59,7 @@ def work(recipe, folder: RunFolder, environment: Environment) -> None:
             reference.check(runs[recipe.reference][0])
 
     # Refuses what can't be loaded or shared before anything is written.
-    data, test = (
-        fitting.load_training(recipe, environment),
-        environment.load(recipe, "test").head(recipe.certify_images),
-    )
+    data, (test, chosen) = fitting.load_training(recipe, environment), environment.load_certified(recipe)
     data.steps_per_epoch(recipe.batch_size)
     replicas = (strategy or devices.strategy(environment.devices)).num_replicas_in_sync
     fitting.check_batch(recipe, replicas)
@@ -74,7 +71,7 @@ def work(recipe, folder: RunFolder, environment: Environment) -> None:
     if distributed.cluster()[0] > 0:
         return  # the first worker certifies and reports
     with folder.held():
-        finish(recipe, folder, runs, classifiers, data, test, environment)
+        finish(recipe, folder, runs, classifiers, data, test.floats(chosen), environment)
 
 
 def finish(recipe, folder: RunFolder, runs, classifiers, data, test, environment) -> None:
@@ -103,7 +100,7 @@ def train(recipe, folder, environment, strategy, title):
 def estimates(recipe, classifier, test, certificates, calibration):
     """The propagated radii beside the certified ones."""
     network = moments.MomentNetwork(classifier, recipe.sigma, recipe.r_max)
-    return diagnostics.fidelity(network, test.floats(), certificates, calibration.floats())
+    return diagnostics.fidelity(network, test, certificates, calibration.floats())
 
 
 def main(arguments=None) -> int:

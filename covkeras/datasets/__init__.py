@@ -14,6 +14,7 @@ from covkeras.datasets.prepared import PREPARED, load_prepared
 from covkeras.datasets.stream import ImageStream
 
 SPLITS = ("train", "validation", "test")
+JOINED = "train+validation"
 NAMES = ("digits", *PREPARED)
 
 __all__ = ["NAMES", "SPLITS", "ImageData", "ImageStream", "load"]
@@ -27,7 +28,7 @@ def load(
     Args:
         name: digits (embedded, 8 x 8), mnist, svhn, cifar10, imagenet, places365, or the name of any image
             classification data set of TFDS.
-        split: train, validation (the fixed tail of the training images) or test.
+        split: train, validation (the fixed tail of the training images), both together, or test.
         data_dir: the folder of prepared TFDS data sets; by default TFDS's own.
         image_size: height and width to resize to; 0 keeps what is stored.
 
@@ -39,8 +40,8 @@ def load(
         FileNotFoundError: the data set isn't prepared; the message holds the command that prepares it.
         OSError: a record file is damaged.
     """
-    if split not in SPLITS:
-        raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}.")
+    if split not in (*SPLITS, JOINED):
+        raise ValueError(f"split must be one of {', '.join((*SPLITS, JOINED))}, got {split!r}.")
     if name == "digits":
         return load_digits(split)
     return load_prepared(name, split, None if data_dir is None else os.path.expanduser(data_dir), image_size)

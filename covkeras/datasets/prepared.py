@@ -41,7 +41,8 @@ def load_prepared(name: str, split: str, data_dir: str | None, image_size: int):
     _check_pixels(name, builder.info.features["image"])
     if known.streamed:
         size = image_size or known.image_size
-        records = {"train": "train[:99%]", "validation": "train[99%:]", "test": known.test}[split]
+        parts = {"train": "train[:99%]", "validation": "train[99%:]", "train+validation": "train", "test": known.test}
+        records = parts[split]
         return ImageStream(name, split, builder, records, _count(name, builder, records, data_dir), size, names)
     source = known.test if split == "test" else "train"
     # Keyed by the reader itself, so that what a mocked reader made is not kept for a real one.

@@ -20,7 +20,19 @@ from covkeras.runtime.validation import check_between
 
 BASELINE = "gaussian_augmentation"
 # What belongs to the comparison; methods may differ in all else: how they train.
-_SHARED = ("name", "source", "data", "model", "method", "reference", "sigma", "seed", "image_size", "decay_epochs")
+_SHARED = (
+    "name",
+    "source",
+    "data",
+    "model",
+    "method",
+    "reference",
+    "sigma",
+    "seed",
+    "image_size",
+    "decay_epochs",
+    "train_on_validation",
+)
 
 
 def own_fields(recipe: Recipe) -> tuple[str, ...]:
@@ -182,6 +194,6 @@ class Comparison:
         classifier = fitting.train(recipe, folder, self.environment, f"train {title}")
         _, labels, certificates = jobs.certify(recipe, folder, classifier, self.environment, f"certify {title}")
         network = moments.MomentNetwork(classifier, recipe.sigma, recipe.r_max)
-        images = self.test.head(recipe.certify_images).floats()
-        fidelity = diagnostics.fidelity(network, images, certificates, self.data.head(64).floats())
+        data, chosen = self.environment.load_certified(recipe)
+        fidelity = diagnostics.fidelity(network, data.floats(chosen), certificates, self.data.head(64).floats())
         return Result(entry.label, labels, certificates, fidelity), fitting.clean_accuracy(classifier, self.test)

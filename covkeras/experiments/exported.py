@@ -41,8 +41,8 @@ def export_run(
 
 
 def measured(run: RunFolder) -> dict:
-    """Returns the certified accuracy of the run's test images, for metadata.json; empty where there is none."""
-    if not run.certificates_file.exists():
+    """Returns the certified accuracy of the run's test images, for metadata.json; empty where there are none."""
+    if not run.certificates_file.exists() or run.recipe().certify_split != "test":
         return {}
     _, labels, certificates = read_certificates(run.certificates_file)
     if not len(labels):

@@ -15,6 +15,7 @@ from covkeras.runtime.files import write_aside
 from covkeras.runtime.interrupts import Interrupted
 from covkeras.runtime.validation import check_labels
 from covkeras.training.checkpoints import CheckpointFolder, Checkpointing
+from covkeras.training.schedules import WarmedUp
 from covkeras.training.trainer import CertifiedTrainer
 
 
@@ -29,11 +30,19 @@ def build_classifier(recipe: Recipe, data):
         keras.config.set_dtype_policy(before)
 
 
-def build_optimizer(recipe: Recipe, steps: int) -> keras.optimizers.Optimizer:
-    """Builds SGD with the recipe's step-wise learning rate, `steps` steps an epoch."""
+def learning_rates(recipe: Recipe, steps: int):
+    """Builds the recipe's step-wise learning rate, `steps` steps an epoch: a schedule of Keras', or a number."""
     boundaries = [epoch * steps for epoch in recipe.decay_epochs]
     rates = [recipe.learning_rate * recipe.decay**i for i in range(len(boundaries) + 1)]
-    schedule = keras.optimizers.schedules.PiecewiseConstantDecay(boundaries, rates) if boundaries else rates[0]
+    rate = keras.optimizers.schedules.PiecewiseConstantDecay(boundaries, rates) if boundaries else rates[0]
+    if recipe.schedule == "cosine":
+        rate = keras.optimizers.schedules.CosineDecay(recipe.learning_rate, recipe.epochs * steps)
+    return WarmedUp(rate, recipe.warmup_epochs * steps) if recipe.warmup_epochs else rate
+
+
+def build_optimizer(recipe: Recipe, steps: int) -> keras.optimizers.Optimizer:
+    """Builds SGD with the recipe's learning rates, `steps` steps an epoch."""
+    schedule = learning_rates(recipe, steps)
     optimizer = keras.optimizers.SGD(schedule, momentum=recipe.momentum, weight_decay=recipe.weight_decay or None)
     if recipe.precision == "mixed_float16":
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
@@ -102,7 +111,8 @@ class _Watch(keras.callbacks.Callback):
 
 def load_training(recipe: Recipe, environment: Environment):
     """Loads the training split as the recipe wants it: limited, and with noisy labels if it says so."""
-    data = environment.load(recipe, "train").limited(recipe.train_images)
+    split = "train+validation" if recipe.train_on_validation else "train"
+    data = environment.load(recipe, split).limited(recipe.train_images)
     if recipe.label_noise:
         if not hasattr(data, "with_labels"):
             raise ValueError(f"label_noise needs a data set held in memory, got {recipe.data!r}, which is streamed.")

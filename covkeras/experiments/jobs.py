@@ -46,9 +46,9 @@ def certify(
     classifier,
     environment=Environment(),
     title: str = "certify",
-    split: str = "test",
+    split: str | None = None,
 ):
-    """Certifies the first images of the recipe's split, appending to certificates.tsv those that are not there yet.
+    """Certifies images of the recipe's split, or of another one, appending to certificates.tsv what is not there yet.
 
     Returns:
         (indices, labels, Certificates) of all certified images, in the order of the split.
@@ -58,7 +58,8 @@ def certify(
             made with another classifier or other settings.
         Interrupted: a stop was asked for; every finished image is in the file.
     """
-    data = environment.load(recipe, split).head(recipe.certify_images)
+    split = split or recipe.certify_split
+    data, indices = environment.load_certified(recipe, split)
     certifier = smoothed(recipe, classifier, environment)
     budget = {"n0": recipe.certify_n0, "n": recipe.certify_n, "alpha": recipe.certify_alpha, "seed": recipe.seed}
     what = {"data": recipe.data, "split": split, "image_size": recipe.image_size, **budget}
@@ -66,7 +67,7 @@ def certify(
         certify_images(
             certifier,
             data,
-            np.arange(len(data)),
+            indices,
             folder.certificates_file,
             what,
             lambda images, indices: cohen.certify_each(certifier, images, **budget, indices=indices),

@@ -14,7 +14,8 @@ from covkeras.runtime.validation import check_enough
 
 METHODS = tuple(objectives.METHODS)
 # Names alone, so that a recipe, and a command's --help, is there at once; a test holds them against what they name.
-MODELS = ("lenet", "lenet_5x5", "preact_resnet18")
+MODELS = ("lenet", "lenet_5x5", "preact_resnet18", "narrow_resnet", "resnet110", "resnet50")
+SCHEDULES = ("steps", "cosine")
 NOISES = ("lattice", "gaussian")
 CERTIFIED_PRECISIONS = ("float32", "bfloat16", "float16")
 TUNERS = ("random", "bayesian", "hyperband", "grid", "ablation")
@@ -79,9 +80,16 @@ class Recipe:
     augmentation: str = fields.choice("none", "random changes of the training images", AUGMENTATIONS)
     image_size: int = fields.count(0, "height and width to resize to; 0 = as stored", 0)
     train_images: int = fields.count(0, "training images to use; 0 = all", 0)
+    train_on_validation: bool = fields.switch(
+        False, "train on the validation images too, once the hyper-parameters are chosen"
+    )
     epochs: int = fields.count(30, "passes over the training images")
     batch_size: int = fields.count(64, "images per step, over all devices")
     learning_rate: float = fields.number(0.01, "of SGD, at the start", 0, search="0.001:0.1:log")
+    schedule: str = fields.choice(
+        "steps", "the learning rate: in steps by --decay-epochs, or down a cosine to zero", SCHEDULES
+    )
+    warmup_epochs: int = fields.count(0, "epochs in which the learning rate rises from zero", 0)
     decay_epochs: tuple[int, ...] = fields.epochs((), "epochs after which the learning rate is multiplied by --decay")
     decay: float = fields.number(0.1, "factor on the learning rate", 0, 1, "right")
     momentum: float = fields.number(0.9, "of SGD", 0, 1, "left")
@@ -91,6 +99,10 @@ class Recipe:
     )
     seed: int = fields.count(0, "of weights, order, training and certification noise", 0, 2**31 - 1)
     certify_images: int = fields.count(200, "test images to certify")
+    certify_every: int = fields.count(1, "take every so many-th image, from the first")
+    certify_split: str = fields.choice(
+        "test", "whose images: validation where hyper-parameters are chosen", ("test", "validation")
+    )
     certify_n0: int = fields.count(100, "samples to choose the class")
     certify_n: int = fields.count(10_000, "samples to bound its probability", high=10_000_000)
     certify_alpha: float = fields.number(0.001, "probability that a certificate is wrong", 0, 1)
@@ -116,6 +128,11 @@ class Recipe:
         checked = {name: fields.check(field, given.get(name, field.default)) for name, field in declared.items()}
         object.__setattr__(self, "hyper", checked)
         check_enough("certify_n", self.certify_n, self.certify_alpha)
+        if self.train_on_validation and self.certify_split == "validation":
+            raise ValueError(
+                "certify_split must be test where train_on_validation is true: the network has seen the validation "
+                "images. Leave --train-on-validation out while you choose."
+            )
 
     def __getattr__(self, name):
         hyper = vars(self).get("hyper", {})
