@@ -10,6 +10,8 @@ from pathlib import Path
 
 # Keras looks at the environment when it is imported; a test must not depend on the caller's.
 os.environ["KERAS_BACKEND"] = "tensorflow"
+# Three workers, and the processes they start, share two cores: pools of threads in each would wait for one another.
+os.environ["TF_NUM_INTRAOP_THREADS"] = os.environ["TF_NUM_INTEROP_THREADS"] = "1"
 
 from covkeras.runtime import startup
 

@@ -9,6 +9,7 @@ import threading
 import time
 from pathlib import Path
 
+import forked
 import keras
 
 from covkeras import SmoothedClassifier, models
@@ -41,7 +42,7 @@ class Server:
         self.rest, self.grpc = free_port(), free_port()
         ports = ["--rest-port", str(self.rest), "--grpc-port", str(self.grpc), "--poll", "0.3"]
         command = [sys.executable, str(SERVING / "local.py"), str(exports), *ports]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        self.process = forked.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         self.lines: list[str] = []
         self.reader = threading.Thread(target=lambda: self.lines.extend(self.process.stdout))
         self.reader.start()
@@ -72,7 +73,7 @@ class Server:
     def client(self, *arguments):
         where = ["--url", f"http://127.0.0.1:{self.rest}", "--model", "digits"]
         command = [sys.executable, str(SERVING / "client.py"), *map(str, arguments), *where]
-        return subprocess.run(command, capture_output=True, text=True, timeout=120)
+        return forked.run(command, capture_output=True, text=True, timeout=120)
 
 
 def wait_for(condition, seconds: float = 60.0):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import keras
 import numpy as np
 import pytest
@@ -35,7 +36,7 @@ def test_two_workers_equal_one_process(tmp_path):
         environment = {**os.environ, "TF_CONFIG": config}
         arguments = [*command, "--run-dir", str(tmp_path / "together")]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        processes.append(subprocess.Popen(arguments, env=environment, **pipes))
+        processes.append(forked.Popen(arguments, env=environment, **pipes))
     outputs = [p.communicate(timeout=240) for p in processes]
     assert [p.returncode for p in processes] == [0, 0], outputs
     together = keras.models.load_model(tmp_path / "together" / "classifier.keras").get_weights()

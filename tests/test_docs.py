@@ -117,6 +117,36 @@ def test_the_readmes_table_is_of_the_committed_figures():
         assert line.replace("| 1.00 |", "| 1 |") in readme, (method, line)
 
 
+def test_the_readmes_other_figures_are_of_the_committed_ones():
+    """What `make train` prints, by rows, and what the prose says of costs."""
+    readme, build = (DOCS.parent / "README.md").read_text(), builder()
+    for method in ("gaussian_augmentation", "covariance_radius"):
+        row = build.row_of("digits", method)
+        accuracies = [f"{row[f'acc at {r}']:.3f}" for r in ("0", "0.25", "0.5", "0.75")]
+        words = [method, f"{row['ACR']:.4f}", *accuracies, f"{row['abstained']:.3f}", str(row["images"])]
+        assert words in [line.split() for line in readme.splitlines()]
+        for estimate, found in row["fidelity"].items():
+            figures = f"{found['rank correlation']:.3f} {found['median ratio']:.2f} {found['images']}"
+            assert f"{method} {estimate} {figures}" in " ".join(readme.split()), (method, estimate)
+    steps = build.row_of("steps", "covariance_radius")
+    published = build.row_of("steps", "the same, its own PyTorch over its own plain step")
+    ours = min(row["samples at 0.5"] for row in build.rows_of("sequential"))
+    prose = " ".join(readme.split())
+    assert f"step costs {steps['LeNet']} plain ones on a LeNet" in prose
+    assert f"and {steps['ResNet 128']:.1f} to {steps['ResNet 64']:.1f} on PreActResNet-18" in prose
+    assert f"where its published code costs {published['LeNet']}." in prose
+    assert f"takes {ours} samples instead of 100,000" in prose
+
+
+def test_no_page_of_results_types_a_figure():
+    """Three decimals are a measurement: it stands in data/ and is asked for. Commands and alpha are settings."""
+    for page in sorted((DOCS / "results" / "pages").glob("*.md")):
+        words = re.sub(r"{{.*?}}", "", page.read_text(), flags=re.DOTALL)
+        lines = [line for line in words.splitlines() if not line.startswith("    ")]
+        typed = [line for line in lines if re.search(r"\.\d{3}", line.replace("alpha 0.001", ""))]
+        assert not typed, f"{page.name}: {typed}"
+
+
 def test_figures_are_found_computed_and_missed_by_name(tmp_path):
     build = builder()
     (tmp_path / "data").mkdir()

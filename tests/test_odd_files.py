@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
@@ -149,7 +150,7 @@ def test_a_second_process_is_refused_with_the_path(tmp_path):
     """A file and a folder, until the first process ends, even by kill -9."""
     path, folder = tmp_path / "c.tsv", tmp_path / "run"
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    process = subprocess.Popen([sys.executable, "-c", WRITER, str(path), str(folder)], text=True, **pipes)
+    process = forked.Popen([sys.executable, "-c", WRITER, str(path), str(folder)], text=True, **pipes)
     try:
         assert process.stdout.readline() == "held\n"
         for refused, place in ((lambda: CertificateFile(path), path), (lambda: held(folder).__enter__(), folder)):
@@ -178,7 +179,7 @@ def test_two_processes_on_one_output_certify_every_image_once(tmp_path):
     models.lenet((8, 8, 1)).save(tmp_path / "c.keras")
     command = [sys.executable, str(TRAINING / "certify.py"), str(tmp_path / "c.keras"), "--sigma", "0.25", "--n", "500"]
     command += ["--max", "40", "--out", str(tmp_path / "out.tsv")]
-    both = [subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    both = [forked.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     errors = [p.communicate(timeout=240)[1] for p in both]
     codes = sorted(p.returncode for p in both)
     assert codes in ([0, 2], [0, 0]), errors

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import keras
 import numpy as np
 import pytest
@@ -319,7 +320,7 @@ def workers(recipe, folder, *flags):
         config = json.dumps({"cluster": cluster, "task": {"type": "worker", "index": index}})
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         arguments = [*command, "--run-dir", str(folder / "run"), *flags]
-        started.append(subprocess.Popen(arguments, env={**os.environ, "TF_CONFIG": config}, **pipes))
+        started.append(forked.Popen(arguments, env={**os.environ, "TF_CONFIG": config}, **pipes))
     return started
 
 

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import forked
 import pytest
 from conftest import call_program
 
@@ -62,7 +63,7 @@ def test_bad_flags_are_refused_with_nothing_written(arguments, message, tmp_path
 def test_ctrl_c_saves_and_says_how_to_resume(tmp_path):
     folder = tmp_path / "run"
     command = [sys.executable, str(ROOT / "training" / "run.py"), *QUICK, "--epochs", "400", "--run-dir", str(folder)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    process = forked.Popen(command, stderr=subprocess.PIPE, text=True)
     checkpoints = folder / "reference" / "checkpoints"
     for _ in range(600):
         if list(checkpoints.glob("epoch_*")):

@@ -6,6 +6,7 @@ import sys
 import time
 from pathlib import Path
 
+import forked
 import pytest
 from conftest import call_program
 
@@ -90,7 +91,7 @@ def test_killed_it_resumes_to_the_same_file(classifier, tmp_path):
     for _ in range(3):
         before = path.read_text().count("\n") if path.exists() else 1
         command = [sys.executable, PROGRAM, *arguments, "--out", str(path)]
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = forked.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while process.poll() is None and (not path.exists() or path.read_text().count("\n") <= before):
             time.sleep(0.02)
         if process.poll() is None:

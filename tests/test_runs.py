@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 
+import forked
 import keras
 import numpy as np
 import pytest
@@ -96,7 +97,7 @@ def test_killed_at_random_moments_it_ends_in_the_same_weights(tmp_path, uninterr
     kills = 0
     for delay in [*delays, None]:
         before = set(checkpoints.glob("epoch_*"))
-        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        process = forked.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         while delay is not None and process.poll() is None and set(checkpoints.glob("epoch_*")) <= before:
             time.sleep(0.01)
         try:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 
+import forked
 import grpc
 import numpy as np
 import psutil
@@ -206,7 +207,7 @@ def test_client_reports_errors_and_retries_only_what_is_unavailable(served, file
     assert missing.returncode == 1 and "No such file" in missing.stderr and "Traceback" not in missing.stderr
     for where in (["--url", f"http://127.0.0.1:{free_port()}"], ["--grpc", f"127.0.0.1:{free_port()}"]):
         command = [sys.executable, str(SERVING / "client.py"), str(paths[0]), "--model", "m", "--retries", "1", *where]
-        gone = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        gone = forked.run(command, capture_output=True, text=True, timeout=60)
         assert gone.returncode == 1 and gone.stderr.startswith("error: "), gone.stderr
 
 
@@ -259,7 +260,7 @@ def test_sigterm_finishes_requests_in_flight(tmp_path):
 
 
 def test_an_empty_folder_is_refused(tmp_path):
-    done = subprocess.run(
+    done = forked.run(
         [sys.executable, str(SERVING / "local.py"), str(tmp_path)], capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 2 and "holds no NAME/VERSION" in done.stderr
@@ -288,6 +289,6 @@ def test_the_page_certifies_in_a_browser(served, tmp_path):
 
 def test_export_program_exports_a_finished_run_only(tmp_path):
     command = [sys.executable, str(SERVING / "export.py"), "--run", str(tmp_path), "--out", str(tmp_path / "m" / "1")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = forked.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2 and "is no finished run" in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "m").exists()

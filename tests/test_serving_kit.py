@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import forked
 import grpc
 import keras
 import numpy as np
@@ -226,7 +227,7 @@ def run_client(*arguments, **environment):
     command = [sys.executable, str(SERVING / "client.py"), *map(str, arguments)]
     env = {**os.environ, **environment}
     started = time.monotonic()
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=env)
+    done = forked.run(command, capture_output=True, text=True, timeout=120, env=env)
     assert "Traceback" not in done.stderr, done.stderr
     return done, time.monotonic() - started
 
@@ -323,7 +324,7 @@ def test_a_taken_port_is_one_line(served, flag):
         ports = {"--rest-port": free_port(), "--grpc-port": free_port(), flag: taken.getsockname()[1]}
         command = [sys.executable, str(SERVING / "local.py"), str(served[1])]
         command += [str(part) for pair in ports.items() for part in pair]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        done = forked.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and f"choose another {flag}" in done.stderr, (
         done.stderr
     )
@@ -333,7 +334,7 @@ def test_an_export_loads_without_a_word_about_gradients(tmp_path):
     make_export(tmp_path / "m" / "1")
     program = "import sys, tensorflow as tf; tf.saved_model.load(sys.argv[1])"
     command = [sys.executable, "-c", program, str(tmp_path / "m" / "1")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = forked.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and "gradient" not in done.stderr, done.stderr
 
 

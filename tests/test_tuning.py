@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import forked
 import keras_tuner as kt
 import numpy as np
 import pytest
@@ -35,7 +36,7 @@ def command(*arguments):
 
 
 def search(*arguments, **options):
-    return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=300, **options)
+    return forked.run(command(*arguments), capture_output=True, text=True, timeout=300, **options)
 
 
 def test_ranges_are_read():
@@ -195,7 +196,7 @@ def test_killed_it_resumes_and_the_best_recipe_runs(tmp_path):
         "objective.png",
         "parallel.png",
     }
-    process = subprocess.Popen(command(*arguments, "--out", tmp_path / "killed"), stdout=subprocess.PIPE, text=True)
+    process = forked.Popen(command(*arguments, "--out", tmp_path / "killed"), stdout=subprocess.PIPE, text=True)
     for line in process.stdout:
         if "completed" in line:
             break
@@ -225,7 +226,7 @@ def test_a_killed_worker_costs_one_trial(tmp_path):
 
     def start(name):
         names = {"KERASTUNER_TUNER_ID": name, "KERASTUNER_ORACLE_IP": "127.0.0.1", "KERASTUNER_ORACLE_PORT": port}
-        return subprocess.Popen(
+        return forked.Popen(
             arguments, env={**os.environ, **names}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
 
