@@ -54,7 +54,7 @@ class Certificates:
 
     @classmethod
     def concatenate(cls, parts: Iterable["Certificates"]) -> "Certificates":
-        parts = list(parts) or [cls.single(ABSTAIN, 0.0, 0.0, 0, 0.0).take(slice(0, 0))]
+        parts = list(parts) or [cls.single(ABSTAIN, 0.0, p_lower=0.0, samples=0, seconds=0.0).take(slice(0, 0))]
         return cls(**{f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in dataclasses.fields(cls)})
 
 

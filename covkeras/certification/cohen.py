@@ -41,7 +41,11 @@ def certify_each(smoothed, images, n0, n, alpha, seed=0, indices=None, index=0) 
     seed = check_seed(seed)
     images, indices = smoothed.checked(images, indices, index)
     parts = _groups(smoothed, len(images))
-    done = (c for part in parts for c in _certify_group(smoothed, images[part], indices[part], n0, n, alpha, seed))
+    done = (
+        c
+        for part in parts
+        for c in _certify_group(smoothed, images[part], indices=indices[part], n0=n0, n=n, alpha=alpha, seed=seed)
+    )
     return enumerate(done)
 
 
@@ -59,7 +63,9 @@ def _certify_group(smoothed, images, indices, n0, n, alpha, seed) -> Iterator[Ce
     seconds = (time.perf_counter() - start) / len(images)
     for label, radius, p, lost in zip(labels, radii, p_lower, void, strict=True):
         # p_lower <= 1/2 abstains. So does a radius of 0: it claims nothing.
-        yield Certificates.single(label if radius > 0 else ABSTAIN, radius, p, n0 + n, seconds, lost)
+        yield Certificates.single(
+            label if radius > 0 else ABSTAIN, radius, p_lower=p, samples=n0 + n, seconds=seconds, void=lost
+        )
 
 
 def _groups(smoothed, count: int) -> list[slice]:

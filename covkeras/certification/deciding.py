@@ -23,15 +23,17 @@ def certify_at_each(
 ) -> Iterator[tuple[int, RadiusDecisions]]:
     """Yields (position, RadiusDecisions of length 1) as the images are decided, in any order."""
     check_between("radius", radius, 0, math.inf, closed="left")
-    images, indices = _checked(smoothed, images, indices, index, alpha, max_n, n0)
+    images, indices = _checked(smoothed, images, indices=indices, index=index, alpha=alpha, max_n=max_n, n0=n0)
     check_between("give_up", give_up, 0, 0.5, closed="left")
     _check_reach(max_n, required_probability(radius, smoothed.sigma), alpha, f"radius {radius:g}")
     if bets is not None:
         bets = np.asarray(bets, np.float64)
         if bets.shape != (len(images), 2) or not np.isfinite(bets).all() or (bets <= 0).any():
             raise ValueError(f"bets must be {len(images)} pairs (a, b) above 0, one for each image, got {bets!r}.")
-    rule = RadiusTest(required_probability(radius, smoothed.sigma), alpha, max_n, give_up, bets)
-    sampled = sample_until(smoothed.ballot, images, indices, check_seed(seed), n0, max_n, rule)
+    rule = RadiusTest(required_probability(radius, smoothed.sigma), alpha, max_n=max_n, give_up=give_up, bets=bets)
+    sampled = sample_until(
+        smoothed.ballot, images, indices=indices, seed=check_seed(seed), n0=n0, max_n=max_n, rule=rule
+    )
     return ((image.position, _decision(image, radius)) for image in _reported(smoothed, sampled, indices))
 
 
@@ -55,10 +57,12 @@ def certify_to_each(
 ) -> Iterator[tuple[int, Certificates]]:
     """Yields (position, Certificates of length 1) as the images' radii are precise enough, in any order."""
     check_between("tolerance", tolerance, 0, math.inf)
-    images, indices = _checked(smoothed, images, indices, index, alpha, max_n, n0)
+    images, indices = _checked(smoothed, images, indices=indices, index=index, alpha=alpha, max_n=max_n, n0=n0)
     _check_reach(max_n, 0.5, alpha, "any radius")
     rule = RadiusPrecision(tolerance, smoothed.sigma, alpha, max_n)
-    sampled = sample_until(smoothed.ballot, images, indices, check_seed(seed), n0, max_n, rule)
+    sampled = sample_until(
+        smoothed.ballot, images, indices=indices, seed=check_seed(seed), n0=n0, max_n=max_n, rule=rule
+    )
     done = _reported(smoothed, sampled, indices)
     return ((image.position, _certificate(image, rule, smoothed.sigma)) for image in done)
 
@@ -73,7 +77,9 @@ def _certificate(image: Sampled, rule: RadiusPrecision, sigma: float) -> Certifi
     p_lower = rule.best.get(image.position, 0.0)
     radius = float(certified_radius(p_lower, sigma))
     label = image.label if radius > 0 else ABSTAIN
-    return Certificates.single(label, radius, p_lower, image.given * BLOCK, image.seconds, image.void)
+    return Certificates.single(
+        label, radius, p_lower=p_lower, samples=image.given * BLOCK, seconds=image.seconds, void=image.void
+    )
 
 
 def _checked(smoothed, images, indices, index, alpha, max_n, n0):

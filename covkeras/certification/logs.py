@@ -169,7 +169,9 @@ def _parsed(header: tuple[str, ...], line: str) -> _Row:
     given = row.get("p_lower", "nan")
     p_lower = float("nan") if given.lower() == "nan" else _real(row, "p_lower", 1.0)
     samples, void = (_whole(row, name, 0) if name in row else 0 for name in ("samples", "void"))
-    certificate = Certificates.single(predict, radius, p_lower, samples, _seconds(row["time"]), void)
+    certificate = Certificates.single(
+        predict, radius, p_lower=p_lower, samples=samples, seconds=_seconds(row["time"]), void=void
+    )
     return _Row(index, label, certificate, (label, predict, radius, given, samples, void))
 
 

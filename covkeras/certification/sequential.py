@@ -83,8 +83,8 @@ def decide(
     Returns:
         int array of `Decision`, the shape of `hits`.
     """
-    above = _reached(hits, trials, p0, True, bet, alpha)
-    below = _reached(hits, trials, p0, False, UNINFORMED, alpha_stop or alpha)
+    above = _reached(hits, trials, p0=p0, above=True, bet=bet, alpha=alpha)
+    below = _reached(hits, trials, p0=p0, above=False, bet=UNINFORMED, alpha=alpha_stop or alpha)
     return np.where(above, Decision.ABOVE, np.where(below, Decision.NOT_ABOVE, Decision.UNDECIDED)).astype(int)
 
 

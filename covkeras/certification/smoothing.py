@@ -93,7 +93,7 @@ class SmoothedClassifier:
         Returns:
             Predictions: label (batch,), -1 = abstain; counts (batch, classes).
         """
-        return cohen.predict(self, images, n, alpha, seed, indices, index)
+        return cohen.predict(self, images, n=n, alpha=alpha, seed=seed, indices=indices, index=index)
 
     def certify(
         self,
@@ -122,12 +122,12 @@ class SmoothedClassifier:
         Raises:
             TypeError, ValueError: before any work, naming the argument.
         """
-        each = cohen.certify_each(self, images, n0, n, alpha, seed, indices, index)
+        each = cohen.certify_each(self, images, n0=n0, n=n, alpha=alpha, seed=seed, indices=indices, index=index)
         return Certificates.concatenate(collected(each, progress))
 
     def certify_each(self, images, n0, n, alpha, seed=0, indices=None, index=0) -> Iterator[Certificates]:
         """As `certify`, one image's Certificates at a time. The arguments are checked at once, the work is lazy."""
-        each = cohen.certify_each(self, images, n0, n, alpha, seed, indices, index)
+        each = cohen.certify_each(self, images, n0=n0, n=n, alpha=alpha, seed=seed, indices=indices, index=index)
         return (certificate for _, certificate in each)
 
     def certify_at(
@@ -166,7 +166,19 @@ class SmoothedClassifier:
         Raises:
             TypeError, ValueError: before any work, naming the argument.
         """
-        each = certify_at_each(self, images, radius, alpha, max_n, n0, seed, indices, bets, give_up, index)
+        each = certify_at_each(
+            self,
+            images,
+            radius=radius,
+            alpha=alpha,
+            max_n=max_n,
+            n0=n0,
+            seed=seed,
+            indices=indices,
+            bets=bets,
+            give_up=give_up,
+            index=index,
+        )
         return RadiusDecisions.concatenate(collected(each, progress), radius)
 
     def certify_to(
@@ -200,7 +212,9 @@ class SmoothedClassifier:
         Raises:
             TypeError, ValueError: before any work, naming the argument.
         """
-        each = certify_to_each(self, images, tolerance, alpha, max_n, n0, seed, indices, index)
+        each = certify_to_each(
+            self, images, tolerance=tolerance, alpha=alpha, max_n=max_n, n0=n0, seed=seed, indices=indices, index=index
+        )
         return Certificates.concatenate(collected(each, progress))
 
     def report_void(self, void, samples: int, indices) -> None:

@@ -64,7 +64,7 @@ class Ballot:
         shape = tf.concat([[batch], tf.constant(self.image_shape, tf.int64)], 0)
 
         def draw(index, block):
-            noise, counts = self.noise.draw(seed, index, phase, block, shape)
+            noise, counts = self.noise.draw(seed, index, phase=phase, block=block, shape=shape)
             return noise, counts & (positions < n - block * batch)
 
         def step(block, counts):
@@ -119,7 +119,7 @@ class Ballot:
         shape, first = (BLOCK, *self.image_shape), replica * self.slots
         indices = tf.zeros_like(indices) if self.shared else indices
         drawn = [
-            self.noise.draw(seed, indices[i], phases[i], blocks[i], shape)
+            self.noise.draw(seed, indices[i], phase=phases[i], block=blocks[i], shape=shape)
             for i in (first + j for j in range(self.slots))
         ]
         noise, wanted = (tf.stack(part) for part in zip(*drawn, strict=True))

@@ -63,7 +63,15 @@ def attack(flags, stop) -> None:
     rows = [["factor", "images", "changed", "abstained", "unchanged", "median distance"]]
     for factor in jobs.progress_bar(iterable=flags.factors, desc="attack", unit="factor"):
         (outcome,) = diagnostics.attack_certificates(
-            smoothed, images, part, [factor], flags.n, settings["alpha"], flags.steps, flags.copies, flags.seed
+            smoothed,
+            images,
+            certificates=part,
+            factors=[factor],
+            n=flags.n,
+            alpha=settings["alpha"],
+            steps=flags.steps,
+            copies=flags.copies,
+            seed=flags.seed,
         )
         changed, abstained = int(outcome.changed.sum()), int(outcome.abstained.sum())
         kept, distance = outcome.tried - changed - abstained, sorted(outcome.distance)[outcome.tried // 2]

@@ -129,7 +129,13 @@ def certify(flags, stop) -> None:
     strategy = devices.strategy(flags.devices)
     strategy = strategy if strategy.num_replicas_in_sync > 1 else None
     smoothed = certification.SmoothedClassifier(
-        classifier, flags.sigma, flags.batch, flags.noise, flags.shared_noise, flags.precision, strategy
+        classifier,
+        flags.sigma,
+        batch_size=flags.batch,
+        noise=flags.noise,
+        shared_noise=flags.shared_noise,
+        precision=flags.precision,
+        strategy=strategy,
     )
     if flags.precision and f"mixed_{flags.precision}" != devices.best_precision()[0] and flags.precision != "float32":
         size = smoothed.batch_size
@@ -146,7 +152,17 @@ def certify(flags, stop) -> None:
     out = Path(flags.out or "certificates.tsv")
     names = ("data", "split", "image_size", "n0", "n", "alpha", "seed", "radius", "tolerance")
     what = {name: getattr(flags, name) for name in names}
-    jobs.certify_images(smoothed, data, indices, out, what, work_on(smoothed, flags), stop, "certify", flags.radius)
+    jobs.certify_images(
+        smoothed,
+        data,
+        indices=indices,
+        out=out,
+        what=what,
+        work=work_on(smoothed, flags),
+        stop=stop,
+        title="certify",
+        radius=flags.radius,
+    )
     _, labels, certificates = certification.read_certificates(out)
     if flags.radius is None:
         print(report.plain(report.accuracy_table([report.Result(records.log_name(out), labels, certificates)])))

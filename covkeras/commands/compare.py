@@ -79,7 +79,11 @@ def run(comparison: "comparing.Comparison", entries, seeds) -> None:
     for e in entries:
         results, clean = zip(*(done[e.label, seed] for seed in seeds), strict=True)
         seconds = comparison.epoch_seconds(e, costs)
-        outcomes.append(comparing.Outcome(e, results, clean, costs[e.label], seconds, tuple(seeds)))
+        outcomes.append(
+            comparing.Outcome(
+                e, results=results, clean=clean, cost=costs[e.label], epoch_seconds=seconds, seeds=tuple(seeds)
+            )
+        )
     print(comparison_report.write_comparison_report(comparison, outcomes))
     print(f"\nreport: {comparison.path / 'report' / 'index.html'}")
 

@@ -42,7 +42,14 @@ def main(arguments=None) -> int:
     flags = parse(arguments)
 
     def program(stop):
-        defaults = exporting.Defaults(flags.n0, flags.n, flags.alpha, flags.n_predict, flags.max_samples, flags.resize)
+        defaults = exporting.Defaults(
+            flags.n0,
+            flags.n,
+            alpha=flags.alpha,
+            n_predict=flags.n_predict,
+            max_samples=flags.max_samples,
+            resize=flags.resize,
+        )
         folder = exported.export_run(flags.run, Path(flags.out), Environment(flags.data_dir), defaults)
         print(f"exported {folder}: covkeras serve {quoted(folder.parent.parent)}")
 

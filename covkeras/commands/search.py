@@ -90,7 +90,9 @@ def work(flags, stop) -> None:
     objective = tuning.Objective(flags.objective)
     folder = Path(flags.out or Path("searches") / recipe.name)
     recipe = precision.settled(recipe, recorded_recipe(folder / "search.json"), on=flags.devices)
-    hypermodel = tuning.CertifiedHyperModel(recipe, space, folder, objective, cli.environment_from(flags, stop))
+    hypermodel = tuning.CertifiedHyperModel(
+        recipe, space, folder=folder, objective=objective, environment=cli.environment_from(flags, stop)
+    )
     worker = "KERASTUNER_ORACLE_IP" in os.environ and "chief" not in os.environ["KERASTUNER_TUNER_ID"]
     tuning.check_tuner(hypermodel, flags.tuner, flags.trials, flags.tuner_seed)
     tuning.claim(hypermodel, flags.tuner, flags.tuner_seed)

@@ -43,7 +43,15 @@ def load_prepared(name: str, split: str, data_dir: str | None, image_size: int):
         size = image_size or known.image_size
         parts = {"train": "train[:99%]", "validation": "train[99%:]", "train+validation": "train", "test": known.test}
         records = parts[split]
-        return ImageStream(name, split, builder, records, _count(name, builder, records, data_dir), size, names)
+        return ImageStream(
+            name,
+            split,
+            builder=builder,
+            records=records,
+            count=_count(name, builder, records, data_dir),
+            image_size=size,
+            class_names=names,
+        )
     source = known.test if split == "test" else "train"
     # Keyed by the reader itself, so that what a mocked reader made is not kept for a real one.
     images, labels = _read(name, builder, source, data_dir, image_size or known.image_size, type(builder).as_dataset)

@@ -55,7 +55,7 @@ def attack(
     images = np.asarray(images, np.float32)
     noise = smoothed.sigma * tf.random.stateless_normal((copies, *images.shape[1:]), [seed, 0])
     found = [
-        _ascend(smoothed.classifier, image, label, radius, steps, noise)
+        _ascend(smoothed.classifier, image, label=label, radius=radius, steps=steps, noise=noise)
         for image, label, radius in zip(images, labels, radii, strict=True)
     ]
     return np.stack(found) if found else images
@@ -108,7 +108,15 @@ def attack_certificates(
     images, labels = np.asarray(images)[certified], certificates.label[certified]
     outcomes = []
     for factor in factors:
-        found = attack(smoothed, images, labels, factor * certificates.radius[certified], steps, copies, seed)
+        found = attack(
+            smoothed,
+            images,
+            labels=labels,
+            radii=factor * certificates.radius[certified],
+            steps=steps,
+            copies=copies,
+            seed=seed,
+        )
         predicted = smoothed.predict(found, n=n, alpha=alpha, seed=seed, indices=certified).label
         changed = (predicted != labels) & (predicted != ABSTAIN)
         distance = np.sqrt(((found.astype(np.float64) - images) ** 2).sum((1, 2, 3)))

@@ -183,14 +183,14 @@ class _Sums:
         return LayerMoments(
             name,
             mean.shape[1:],
-            sampled,
-            (by_chunk.mean() - half, by_chunk.mean() + half),
-            np.tile(np.diag(cov), repeats),
-            self.products / self.squares if self.squares else float("nan"),
-            cloud,
-            self.at_centre(mean)[0, :kept],
-            cov[:kept, :kept],
-            gaussianity(cloud),
+            sampled=sampled,
+            interval=(by_chunk.mean() - half, by_chunk.mean() + half),
+            propagated=np.tile(np.diag(cov), repeats),
+            correlation=self.products / self.squares if self.squares else float("nan"),
+            cloud=cloud,
+            cloud_mean=self.at_centre(mean)[0, :kept],
+            cloud_cov=cov[:kept, :kept],
+            gaussianity=gaussianity(cloud),
         )
 
 

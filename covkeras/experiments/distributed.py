@@ -108,7 +108,7 @@ class _Loop:
         if self.index == 0:
             folder.keep_history(self.epoch)
             minutes = environment.minutes
-            saver = Checkpointing(checkpoints, self.steps, self.step, minutes, lambda: self.asked)
+            saver = Checkpointing(checkpoints, self.steps, step=self.step, minutes=minutes, stop=lambda: self.asked)
             place = (recipe, folder, self.data, self.steps, self.epoch, self.step, title, environment)
             self.watch, self.callbacks = observers(*place, saver)
 

@@ -37,7 +37,14 @@ def export_run(
     defaults = defaults or Defaults(n0=recipe.certify_n0, alpha=recipe.certify_alpha)
     metadata = {"data": recipe.data, "method": recipe.method, "recipe": recipe.digest(), **measured(run)}
     smoothed = jobs.smoothed(recipe, classifier, jobs.Environment(devices="cpu"))
-    return export(smoothed, folder, data.class_names, defaults, metadata, data.floats())
+    return export(
+        smoothed,
+        folder,
+        class_names=data.class_names,
+        defaults=defaults,
+        metadata=metadata,
+        calibration_images=data.floats(),
+    )
 
 
 def measured(run: RunFolder) -> dict:

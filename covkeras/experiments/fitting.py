@@ -132,7 +132,7 @@ def load_parts(recipe: Recipe, environment: Environment):
 
 def observers(recipe: Recipe, folder: RunFolder, data, steps, epoch, step, title, environment: Environment, saver):
     """Returns what watches a training: its bar and history, and all callbacks in their order, TensorBoard the last."""
-    watch = _Watch(recipe, folder, data, steps, epoch, step, title)
+    watch = _Watch(recipe, folder, data=data, steps=steps, epoch=epoch, step=step, title=title)
     judge = [_CleanTest(environment.load(recipe, "test").head(10_000))] if recipe.label_noise else []
     board = keras.callbacks.TensorBoard(folder.path / "tensorboard", write_graph=False)
     return watch, [*judge, watch, saver, board]
@@ -195,15 +195,32 @@ def _train(recipe: Recipe, folder: RunFolder, environment: Environment, title: s
     checkpoints = CheckpointFolder(folder.checkpoints, folder.digest())
     epoch, step = checkpoints.restore(trainer) or (0, 0)
     folder.keep_history(epoch)
-    saver = Checkpointing(checkpoints, steps, step, environment.minutes, environment.stop)
-    watch, callbacks = observers(recipe, folder, data, steps, epoch, step, title, environment, saver)
+    saver = Checkpointing(checkpoints, steps, step=step, minutes=environment.minutes, stop=environment.stop)
+    watch, callbacks = observers(
+        recipe,
+        folder,
+        data=data,
+        steps=steps,
+        epoch=epoch,
+        step=step,
+        title=title,
+        environment=environment,
+        saver=saver,
+    )
     held_out = tf.data.Dataset.from_tensor_slices((validation.floats(), validation.labels)).batch(recipe.batch_size)
     try:
         while epoch < recipe.epochs:
             # An epoch interrupted in its middle is finished by a `fit` of its own.
             last = epoch + 1 if step else recipe.epochs
             trainer.fit(
-                data.batches(recipe.batch_size, recipe.seed, epoch, step, recipe.epochs, recipe.augmentation),
+                data.batches(
+                    recipe.batch_size,
+                    recipe.seed,
+                    epoch=epoch,
+                    step=step,
+                    epochs=recipe.epochs,
+                    augmentation=recipe.augmentation,
+                ),
                 initial_epoch=epoch,
                 epochs=last,
                 steps_per_epoch=steps - step,

@@ -32,11 +32,11 @@ def smoothed(recipe: Recipe, classifier, environment=Environment()) -> SmoothedC
     return SmoothedClassifier(
         classifier,
         recipe.sigma,
-        recipe.certify_batch or None,
-        recipe.certify_noise,
-        recipe.certify_shared_noise,
-        None if recipe.certify_precision == "own" else recipe.certify_precision,
-        strategy if strategy.num_replicas_in_sync > 1 else None,
+        batch_size=recipe.certify_batch or None,
+        noise=recipe.certify_noise,
+        shared_noise=recipe.certify_shared_noise,
+        precision=None if recipe.certify_precision == "own" else recipe.certify_precision,
+        strategy=strategy if strategy.num_replicas_in_sync > 1 else None,
     )
 
 
@@ -67,12 +67,12 @@ def certify(
         certify_images(
             certifier,
             data,
-            indices,
-            folder.certificates_file,
-            what,
-            lambda images, indices: cohen.certify_each(certifier, images, **budget, indices=indices),
-            environment.stop,
-            title,
+            indices=indices,
+            out=folder.certificates_file,
+            what=what,
+            work=lambda images, indices: cohen.certify_each(certifier, images, **budget, indices=indices),
+            stop=environment.stop,
+            title=title,
         )
     return sorted_certificates(folder.certificates_file)
 
@@ -106,7 +106,9 @@ def certify_images(
     work(data.floats(indices[:0]), indices[:0])
     with records.open_records(out, records.settings_of(certifier, **what)) as file:
         todo = undone(file, indices)
-        append_each(file, work(data.floats(todo), todo), data.labels, todo, stop, title, radius)
+        append_each(
+            file, work(data.floats(todo), todo), labels=data.labels, todo=todo, stop=stop, title=title, radius=radius
+        )
 
 
 def undone(file: CertificateFile, indices: np.ndarray) -> np.ndarray:

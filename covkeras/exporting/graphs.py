@@ -175,7 +175,7 @@ class ServedGraphs:
     def _votes_of_blocks(self, image, phase, first, count: int, seed, label):
         """The class counts of `count` blocks together, (classes,); with a label its hits in each, (count,). int64."""
         ballot, shape = self.smoothed.ballot, (BLOCK, *self.smoothed.image_shape)
-        drawn = [ballot.noise.draw(seed, 0, phase, first + j, shape) for j in range(count)]
+        drawn = [ballot.noise.draw(seed, 0, phase=phase, block=first + j, shape=shape) for j in range(count)]
         noise, wanted = (tf.concat(part, 0) for part in zip(*drawn, strict=True))
         votes = ballot.votes_of(ballot.noise.add(image, noise), wanted)
         if label is None:

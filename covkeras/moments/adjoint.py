@@ -97,7 +97,7 @@ def adjoint_margin(
         excess = ops.stop_gradient(activation.excess(wide(pre), ops.cast(sd, wide(pre).dtype)))
         variance = variance + _squares(wide(by_output) * ops.cast(sd, excess.dtype) * ops.sqrt(excess))
     sd = ops.sqrt(ops.maximum(variance, 1e-24))
-    return AdjointMargin(mean, sd, label, runner_up, network.sigma * mean / sd, logits)
+    return AdjointMargin(mean, sd, label=label, runner_up=runner_up, radius=network.sigma * mean / sd, logits=logits)
 
 
 def _gate(network, gates) -> Callable:

@@ -116,7 +116,9 @@ class AdjointRadius(Objective):
             copies, logits = copies[1:], [ops.cast(estimate.logits, "float32")[None]]
         if copies:
             copies = ops.stack(copies)
-            logits.append(logits_of(self.network.classifier, images, copies, self.sigma, context.training))
+            logits.append(
+                logits_of(self.network.classifier, images, noise=copies, sigma=self.sigma, training=context.training)
+            )
         logits = ops.concatenate(logits)
         losses = self._classification(labels, logits), self._loss(estimate)
         return Terms(*losses, logits[0], estimate.radius, self.radius_every)

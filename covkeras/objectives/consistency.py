@@ -45,7 +45,7 @@ class Consistency(Objective):
         """images (batch, h, w, c), labels (batch,), noise (copies, batch, h, w, c) standard normal -> Terms."""
         if self.antithetic:
             noise = ops.concatenate([noise, -noise], 0)
-        logits = logits_of(self.classifier, images, noise, self.sigma, context.training)
+        logits = logits_of(self.classifier, images, noise=noise, sigma=self.sigma, training=context.training)
         return Terms(*consistency_terms(labels, logits, self.eta))
 
 

@@ -38,7 +38,7 @@ class Macer(Objective):
 
     def __call__(self, images, labels, noise, context: Step) -> Terms:
         """images (batch, h, w, c), labels (batch,), noise (k, batch, h, w, c) standard normal -> Terms."""
-        logits = logits_of(self.classifier, images, noise, self.sigma, context.training)
+        logits = logits_of(self.classifier, images, noise=noise, sigma=self.sigma, training=context.training)
         probability = ops.mean(ops.softmax(logits), 0)
         chosen = ops.one_hot(labels, logits.shape[-1])
         classification = -ops.log(ops.sum(chosen * probability, -1) + 1e-10)
