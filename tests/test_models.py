@@ -2,7 +2,7 @@ import keras
 import numpy as np
 import pytest
 
-from covkeras import models
+from covkeras import MomentNetwork, models
 
 
 @pytest.mark.parametrize("shape", [(8, 8, 1), (28, 28, 1), (32, 32, 3)])
@@ -44,3 +44,32 @@ def test_bad_shapes_are_refused(shape):
 def test_one_class_is_refused():
     with pytest.raises(ValueError, match="num_classes must be a whole number >= 2, got 1"):
         models.preact_resnet18(num_classes=1)
+
+
+def test_the_protocols_resnet_has_its_shape_and_rules_for_every_layer():
+    model = models.narrow_resnet()
+    assert [model.get_layer(f"stage{i}_block1_add").output.shape[1:] for i in (1, 2, 3)] == [
+        (16, 16, 32),
+        (8, 8, 64),
+        (4, 4, 128),
+    ]
+    assert models.narrow_resnet(patch=1, blocks=2).get_layer("stage1_block2_add").output.shape[1:] == (32, 32, 32)
+    logits = MomentNetwork(model, 0.5)(np.full((2, 32, 32, 3), 0.5, np.float32))
+    assert logits.mean.shape == (2, 10) and np.isfinite(logits.cov).all()
+
+
+def test_resnet110_is_the_known_one():
+    """He et al. count 1.7 million weights; the projections of the shortcuts and their norms add a few."""
+    assert models.resnet110().count_params() == pytest.approx(1.73e6, rel=0.01)
+    small = models.resnet110(depth=8)
+    convolutions = [layer for layer in small.layers if isinstance(layer, keras.layers.Conv2D)]
+    assert len(convolutions) == 1 + 6 + 2
+    with pytest.raises(ValueError, match=r"depth must be 6 n \+ 2"):
+        models.resnet110(depth=21)
+
+
+def test_resnet50_takes_pixels(rng):
+    """Keras' own 23.6 million weights without its head, and ours."""
+    model = models.resnet50((32, 32, 3), num_classes=7)
+    assert model.count_params() == 23_587_712 + 2048 * 7 + 7
+    assert model(rng.random((2, 32, 32, 3)).astype("float32")).shape == (2, 7)

@@ -1,10 +1,15 @@
 import dataclasses
 import json
+import math
 from pathlib import Path
 
+import keras
+import numpy as np
 import pytest
+from conftest import call_program
 
-from covkeras.experiments import recipes
+from covkeras.experiments import fitting, forecast, recipes
+from covkeras.experiments.environment import Environment
 from covkeras.experiments.recipe import Recipe
 from covkeras.experiments.runs import RunFolder
 
@@ -93,3 +98,51 @@ def test_unknown_recipes_and_fields_are_refused(tmp_path):
     (tmp_path / "r.json").write_text("{")
     with pytest.raises(ValueError, match="is no recipe"):
         recipes.find(tmp_path / "r.json")
+
+
+def test_learning_rates_are_those_of_their_formulas():
+    """A cosine from the rate to zero, multiplied by what warms up; steps as they were."""
+    recipe = recipes.find("digits").replace(
+        epochs=10, learning_rate=0.2, schedule="cosine", warmup_epochs=2, decay_epochs=()
+    )
+    rate = fitting.learning_rates(recipe, steps=5)
+    for step in (0, 3, 9, 10, 25, 49):
+        expected = 0.2 * 0.5 * (1 + math.cos(math.pi * step / 50)) * min((step + 1) / 10, 1)
+        assert float(rate(step)) == pytest.approx(expected, rel=1e-5)
+    again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(rate))
+    assert float(again(3)) == pytest.approx(float(rate(3)))
+    stepped = fitting.learning_rates(recipe.replace(schedule="steps", decay_epochs=(4,)), steps=5)
+    assert [float(stepped(step)) for step in (0, 12, 30)] == pytest.approx([0.02, 0.2, 0.02])
+    assert fitting.learning_rates(recipe.replace(schedule="steps", warmup_epochs=0), steps=5) == 0.2
+
+
+def test_every_kth_image_of_a_split_is_certified():
+    recipe = recipes.find("digits").replace(certify_images=5, certify_every=60)
+    data, chosen = Environment().load_certified(recipe)
+    assert chosen.tolist() == [0, 60, 120, 180, 240] and len(data) == 241 and data.split == "test"
+    data, chosen = Environment().load_certified(recipe.replace(certify_split="validation"))
+    assert chosen.tolist() == [0, 60, 120, 180] and data.split == "validation"
+
+
+def test_hyper_parameters_are_not_chosen_on_images_that_were_trained_on():
+    recipe = recipes.find("digits").replace(train_on_validation=True)
+    whole = fitting.load_training(recipe, Environment())
+    parts = [Environment().load(recipe, split) for split in ("train", "validation")]
+    assert len(whole) == sum(map(len, parts)) == 1437
+    assert np.array_equal(whole.images, np.concatenate([part.images for part in parts]))
+    with pytest.raises(ValueError, match="certify_split must be test where train_on_validation is true"):
+        recipe.replace(certify_split="validation")
+
+
+def test_a_dry_run_foretells_and_writes_nothing(tmp_path):
+    run = Path(__file__).parent.parent / "training" / "run.py"
+    flags = ["--recipe", "mnist_protocol", "--data-dir", tmp_path / "none", "--batch-size", "32", "--dry-run"]
+    done = call_program(run, *flags, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "mnist is not prepared here: timed on random images" in done.stderr and not list(tmp_path.iterdir())
+    _, *rows = [line.split("  ") for line in done.stdout.splitlines() if line.strip()]
+    assert [row[0] for row in rows] == ["gaussian_augmentation", "covariance_radius"]
+    # 90 epochs of the 55,000 images that are not held out, in whole batches of 32.
+    assert all("154,620" in " ".join(row) and "431,080" in " ".join(row) for row in rows)
+    with pytest.raises(ValueError, match="its size not known"):
+        forecast.stand_in(recipes.find("mnist").replace(data="mine"))

@@ -15,6 +15,7 @@ diagnostics = Later("covkeras.diagnostics")
 distributed = Later("covkeras.experiments.distributed")
 exported = Later("covkeras.experiments.exported")
 fitting = Later("covkeras.experiments.fitting")
+forecast = Later("covkeras.experiments.forecast")
 jobs = Later("covkeras.experiments.jobs")
 moments = Later("covkeras.moments")
 precision = Later("covkeras.experiments.precision")
@@ -25,6 +26,7 @@ EXAMPLES = """examples:
   covkeras train --sigma 0.5 --run-dir runs/half
   covkeras train --recipe mnist --data-dir ~/tensorflow_datasets --sigma 0.5
   covkeras train --recipe cifar10 --smoke            any recipe, in minutes
+  covkeras train --recipe imagenet_rn50 --dry-run    what it would take: ten steps, timed here
   covkeras train --method gaussian_augmentation --reference none
   covkeras train --recipe runs/digits/recipe.json --lam 2 --run-dir runs/lam2
 
@@ -38,6 +40,11 @@ def parse(arguments=None) -> argparse.Namespace:
         description=__doc__, epilog=EXAMPLES, formatter_class=cli.Formatter, allow_abbrev=False
     )
     parser.add_argument("--run-dir", type=user_path, metavar="DIR", help="the run's folder (default: runs/RECIPE)")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="time ten steps and print what the run would take: steps, images/s, hours, memory; write nothing",
+    )
     cli.add_environment_flags(parser)
     cli.add_recipe_flags(parser, arguments)
     return parser.parse_args(arguments)
@@ -72,6 +79,20 @@ def work(recipe, folder: RunFolder, environment: Environment) -> None:
         return  # the first worker certifies and reports
     with folder.held():
         finish(recipe, folder, runs, classifiers, data, test.floats(chosen), environment)
+
+
+def foretell(recipe, environment: Environment) -> None:
+    """Prints what a run of the recipe, and of its reference, would take here."""
+    recipe = precision.settled(recipe, on=environment.devices)
+    try:
+        data = fitting.load_training(recipe, environment)
+    except FileNotFoundError:
+        data = forecast.stand_in(recipe)
+        print(f"{recipe.data} is not prepared here: timed on random images of its size", file=sys.stderr)
+    both = {recipe.method: recipe}
+    if recipe.reference not in ("none", recipe.method):
+        both = {recipe.reference: recipe.with_method(recipe.reference, reference="none")} | both
+    print(report.plain(forecast.rows_of([forecast.forecast(one, data) for one in both.values()])))
 
 
 def finish(recipe, folder: RunFolder, runs, classifiers, data, test, environment) -> None:
@@ -110,6 +131,8 @@ def main(arguments=None) -> int:
         recipe = cli.recipe_from(flags)
         if flags.show:
             return cli.show(flags, recipe)
+        if flags.dry_run:
+            return foretell(recipe, cli.environment_from(flags, stop))
         folder = RunFolder(flags.run_dir or Path("runs") / recipe.name)
         work(recipe, folder, cli.environment_from(flags, stop))
 

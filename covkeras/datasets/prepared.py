@@ -14,22 +14,41 @@ from covkeras.runtime.files import quoted
 class Prepared:
     """How a TFDS data set is read. test: its split with labels that serves as test split. streamed: too large for
     memory. image_size: to resize to, where the images vary. held_out: validation images, the last of the training
-    split."""
+    split. train_images, shape, classes: what it holds, for a forecast where it isn't prepared."""
 
     tfds: str
     test: str = "test"
     streamed: bool = False
     image_size: int = 0
     held_out: int = 5_000
+    train_images: int = 0
+    shape: tuple[int, int, int] = (0, 0, 3)
+    classes: int = 0
 
 
 PREPARED = {
-    "mnist": Prepared("mnist"),
-    "svhn": Prepared("svhn_cropped"),
-    "cifar10": Prepared("cifar10"),
+    "mnist": Prepared("mnist", train_images=60_000, shape=(28, 28, 1), classes=10),
+    "svhn": Prepared("svhn_cropped", train_images=73_257, shape=(32, 32, 3), classes=10),
+    "cifar10": Prepared("cifar10", train_images=50_000, shape=(32, 32, 3), classes=10),
     # Their test splits have no labels: the field certifies validation images.
-    "imagenet": Prepared("imagenet2012", test="validation", streamed=True, image_size=224),
-    "places365": Prepared("places365_small", test="validation", streamed=True, image_size=224),
+    "imagenet": Prepared(
+        "imagenet2012",
+        test="validation",
+        streamed=True,
+        image_size=224,
+        train_images=1_281_167,
+        shape=(224, 224, 3),
+        classes=1_000,
+    ),
+    "places365": Prepared(
+        "places365_small",
+        test="validation",
+        streamed=True,
+        image_size=224,
+        train_images=1_803_460,
+        shape=(224, 224, 3),
+        classes=365,
+    ),
 }
 
 
