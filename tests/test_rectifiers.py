@@ -4,6 +4,7 @@ import scipy.integrate
 import scipy.stats
 import tensorflow as tf
 
+from covkeras.moments import quick
 from covkeras.moments.rectifiers import relu_excess, relu_mean
 
 
@@ -52,3 +53,35 @@ def test_low_precision_is_computed_wide(rng):
     exact = relu_mean(tf.cast(rounded, tf.float32), tf.cast(tf.cast(sd, tf.bfloat16), tf.float32))
     # One rounding of the result, half a unit in the last of bfloat16's 8 bits.
     np.testing.assert_allclose(tf.cast(result, tf.float32), exact, rtol=2**-8, atol=1e-6)
+
+
+def test_the_quick_kernels_are_chebyshevs_fit_of_the_tail():
+    """Coefficients, and the errors that the module states, against scipy's Phi and phi in float64."""
+    middle = quick._END / 2
+    nodes = middle * (1 + np.cos(np.linspace(0, np.pi, 8001)))
+    tail = scipy.stats.norm.pdf(nodes) - nodes * scipy.stats.norm.sf(nodes)
+    series = np.polynomial.Chebyshev.fit(nodes, tail, 12, domain=[0, quick._END])
+    fitted = series.convert(kind=np.polynomial.Polynomial, domain=[-1, 1], window=[-1, 1])
+    about_the_middle = fitted(np.polynomial.Polynomial([middle, 1])).coef
+    np.testing.assert_allclose(quick._TAIL, about_the_middle, rtol=1e-5, atol=1e-10)
+
+    mean = np.concatenate([np.linspace(-8, 8, 100_001), [-50.0, -1e4, 50.0]]).astype(np.float32)[:, None]
+    sd, ones = np.array([0.7], np.float32), np.ones_like(mean)
+    z = mean.astype(np.float64) / sd
+    cdf, pdf = scipy.stats.norm.cdf(z), scipy.stats.norm.pdf(z)
+    exact = mean * cdf + sd * pdf
+    assert np.all(abs(quick.value(mean, sd) - exact) <= 6e-7 * 0.7 + 1e-6 * abs(exact))
+    by_mean, by_sd = map(np.asarray, quick.products(mean, sd, ones))
+    assert abs(by_mean - cdf).max() < 2e-5 and abs(by_sd - pdf).max() < 7e-5
+
+
+def test_the_quick_kernels_gradient_is_that_of_what_they_compute():
+    """Differences of the polynomial's own mean in float64, at every z and in both arguments."""
+    z = np.linspace(-4.4, 4.4, 2001)[:, None] + 1e-3
+    sd, step = np.array([1.3]), 1e-5
+    upstream = np.ones_like(z)
+    by_mean, by_sd = quick.products(z * sd, sd, upstream)
+    moved = [quick.value(z * sd + d, sd) for d in (-step, step)]
+    np.testing.assert_allclose(by_mean, (moved[1] - moved[0]) / (2 * step), atol=1e-8)
+    moved = [quick.value(z * sd, sd + d) for d in (-step, step)]
+    np.testing.assert_allclose(by_sd, (moved[1] - moved[0]) / (2 * step), atol=1e-8)

@@ -49,10 +49,14 @@ def relu_gate_products(mean, sd, upstream, second):
 
 
 class Kernels(NamedTuple):
-    """The element-wise loops of the ReLU's moment; a trainer puts compiled copies here."""
+    """The element-wise loops of the ReLU's moment; a trainer puts compiled copies here.
+
+    value, products: of the forward moments. smooth, gate, gate_products: of a pass that is differentiated twice.
+    """
 
     value: Callable = relu_value
     products: Callable = relu_products
+    smooth: Callable = relu_value
     gate: Callable = relu_gate
     gate_products: Callable = relu_gate_products
 
@@ -112,7 +116,7 @@ def gated_mean(mean, sd, slope: float = 0.0, kernels: Kernels = PLAIN):
         def gradient(*args, upstream=None):
             return gate(mean, sd, args[0] if upstream is None else upstream), ops.zeros_like(sd)
 
-        return kernels.value(mean, sd), gradient
+        return kernels.smooth(mean, sd), gradient
 
     rectified = value(mean, ops.stop_gradient(ops.cast(sd, mean.dtype)))
     return rectified if slope == 0 else slope * mean + (1.0 - slope) * rectified

@@ -4,6 +4,7 @@ import keras
 import tensorflow as tf
 
 from covkeras.moments.dispatch import Context
+from covkeras.moments.quick import QUICK
 from covkeras.moments.rectifiers import Kernels
 from covkeras.objectives.base import attached
 from covkeras.objectives.terms import Terms
@@ -14,7 +15,7 @@ from covkeras.training.schedules import LamSwitch
 
 # A dozen element-wise operations as one loop. XLA compiles only these: its convolutions, and its sums over the batch,
 # are slower on the CPU than TensorFlow's own.
-COMPILED = Kernels(*(tf.function(kernel, jit_compile=True) for kernel in Kernels()))
+COMPILED = Kernels(*(tf.function(kernel, jit_compile=True) for kernel in QUICK))
 
 
 def _number(variable) -> float:
