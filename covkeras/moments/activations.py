@@ -6,9 +6,11 @@ their time in, have loops of their own in `rectifiers.py`.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 
 import keras
+import numpy as np
 from keras import ops
 
 from covkeras.moments.functions import eagerly, excess, expected_slope, is_elementwise, quadrature, steepest
@@ -51,6 +53,16 @@ def relu_pieces(negative_slope: float = 0.0, max_value: float | None = None, thr
     if max_value is not None:
         knots.append((max_value, -1.0, 0.0, 0.0))
     return Pieces((-negative_slope * threshold, negative_slope, 0.0), tuple(knots))
+
+
+def soft_shrink_pieces(threshold: float = 0.5) -> Pieces:
+    """u less its part between -threshold and threshold."""
+    return Pieces((threshold, 1.0, 0.0), ((-threshold, -1.0, 0.0, 0.0), (threshold, 1.0, 0.0, 0.0)))
+
+
+def hard_shrink_pieces(threshold: float = 0.5) -> Pieces:
+    """u outside -threshold to threshold, 0 inside."""
+    return Pieces((0.0, 1.0, 0.0), ((-threshold, -1.0, 0.0, threshold), (threshold, 1.0, 0.0, threshold)))
 
 
 def gelu_mean(mean, sd):
@@ -136,8 +148,6 @@ class ElementwiseFunction:
 _HARD_SIGMOID = Pieces((0.0, 0.0, 0.0), ((-3.0, 1 / 6, 0.0, 0.0), (3.0, -1 / 6, 0.0, 0.0)))
 _HARD_SILU = Pieces((0.0, 0.0, 0.0), ((-3.0, -0.5, 1 / 6, 0.0), (3.0, -0.5, -1 / 6, 0.0)))
 _HARD_TANH = Pieces((-1.0, 0.0, 0.0), ((-1.0, 1.0, 0.0, 0.0), (1.0, -1.0, 0.0, 0.0)))
-_SOFT_SHRINK = Pieces((0.5, 1.0, 0.0), ((-0.5, -1.0, 0.0, 0.0), (0.5, 1.0, 0.0, 0.0)))
-_HARD_SHRINK = Pieces((0.0, 1.0, 0.0), ((-0.5, -1.0, 0.0, 0.5), (0.5, 1.0, 0.0, 0.5)))
 _SPARSE_PLUS = Pieces((0.0, 0.0, 0.0), ((-1.0, 0.0, 0.25, 0.0), (1.0, 0.0, -0.25, 0.0)))
 _SPARSE_SIGMOID = Pieces((0.0, 0.0, 0.0), ((-1.0, 0.5, 0.0, 0.0), (1.0, -0.5, 0.0, 0.0)))
 _SELU_ALPHA, _SELU_SCALE = 1.6732632423543772, 1.0507009873554805
@@ -148,8 +158,8 @@ _CLOSED: dict[str, tuple[Callable, float | None]] = {
     "hard_sigmoid": (_HARD_SIGMOID, 1 / 6),
     "hard_silu": (_HARD_SILU, 1.5),
     "hard_tanh": (_HARD_TANH, 1.0),
-    "soft_shrink": (_SOFT_SHRINK, 1.0),
-    "hard_shrink": (_HARD_SHRINK, None),
+    "soft_shrink": (soft_shrink_pieces(), 1.0),
+    "hard_shrink": (hard_shrink_pieces(), None),
     "sparse_plus": (_SPARSE_PLUS, 1.0),
     "sparse_sigmoid": (_SPARSE_SIGMOID, 0.5),
     "gelu": (gelu_mean, 1.1291),
@@ -157,6 +167,19 @@ _CLOSED: dict[str, tuple[Callable, float | None]] = {
     "elu": (elu_mean, 1.0),
     "celu": (elu_mean, 1.0),
     "selu": (lambda m, s: _SELU_SCALE * elu_mean(m, s, _SELU_ALPHA), _SELU_ALPHA * _SELU_SCALE),
+}
+# Operations that are polynomials in pieces, of what they are made with -> (E f(u), sup |f'|), exact.
+_PIECES: dict[str, tuple[Callable, float | None]] = {
+    "soft_shrink": (soft_shrink_pieces, 1.0),
+    "hard_shrink": (hard_shrink_pieces, None),
+    "threshold": (lambda at, below: Pieces((below, 0.0, 0.0), ((at, 1.0, 0.0, at - below),)), None),
+    "clip": (lambda low, high: Pieces((low, 0.0, 0.0), ((low, 1.0, 0.0, 0.0), (high, -1.0, 0.0, 0.0))), 1.0),
+    "maximum": (lambda c: Pieces((c, 0.0, 0.0), ((c, 1.0, 0.0, 0.0),)), 1.0),
+    "minimum": (lambda c: Pieces((0.0, 1.0, 0.0), ((c, -1.0, 0.0, 0.0),)), 1.0),
+    "abs": (lambda: Pieces((0.0, -1.0, 0.0), ((0.0, 2.0, 0.0, 0.0),)), 1.0),
+    "absolute": (lambda: Pieces((0.0, -1.0, 0.0), ((0.0, 2.0, 0.0, 0.0),)), 1.0),
+    "negative": (lambda: Pieces((0.0, -1.0, 0.0), ()), 1.0),
+    "square": (lambda: Pieces((0.0, 0.0, 1.0), ()), None),
 }
 # Those of keras.activations by quadrature, for tests and docs.
 SMOOTH = ("sigmoid", "tanh", "silu", "softplus", "mish", "softsign", "log_sigmoid", "squareplus", "tanh_shrink")
@@ -189,6 +212,29 @@ def activation_of(function: Callable):
         raise NotImplementedError("it is not element-wise")
     name = getattr(function, "__name__", type(function).__name__)
     return ElementwiseFunction(name, function, functools.partial(quadrature, function, order=ORDER), slope)
+
+
+def activation_of_operation(name: str, operation: Callable, values: dict):
+    """Returns the activation of one of Keras' operations: in closed form where there is one, else by quadrature.
+
+    Args:
+        name: of the function, as "hard_silu". operation: u -> f(u). values: what it was made with, as {"alpha": 0.5}.
+    """
+    if name == "leaky_relu":
+        return Rectifier(float(values["negative_slope"]))
+    if name in ("elu", "celu"):
+        alpha = float(values["alpha"])
+        expected = functools.partial(elu_mean, alpha=alpha, inner=alpha if name == "celu" else 1.0)
+        return ElementwiseFunction(name, operation, expected, 1.0 if name == "celu" else max(1.0, abs(alpha)))
+    if name in _PIECES and all(np.ndim(value) == 0 for value in values.values()):
+        pieces, slope = _PIECES[name]
+        return ElementwiseFunction(name, operation, pieces(*map(float, values.values())), slope)
+    if name == "erf":
+        return ElementwiseFunction(name, operation, erf_mean, 2 / math.sqrt(math.pi))
+    known = not values or (name == "gelu" and not values["approximate"])
+    if known and (name == "relu" or name in _CLOSED):
+        return activation_of(getattr(keras.activations, name))
+    return activation_of(operation)
 
 
 def activation_for(layer):

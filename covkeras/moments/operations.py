@@ -5,13 +5,14 @@ One mechanism: an operation is applied to the means by itself; here stands what 
 that act on each unit alone are activations (`activations.activation_of`), whatever their name.
 """
 
+import inspect
 import math
+import re
 
-import keras
 import numpy as np
 from keras import ops
 
-from covkeras.moments.activations import activation_of
+from covkeras.moments.activations import activation_of_operation
 from covkeras.moments.dispatch import propagate
 from covkeras.moments.gaussian import Gaussian
 from covkeras.moments.graph import Call
@@ -25,7 +26,6 @@ _UNARY = (
     *("SparsePlus", "SparseSigmoid", "Threshold", "Exp", "Expm1", "Abs", "Absolute", "Square", "Sqrt", "Rsqrt", "Erf"),
     *("Sin", "Cos", "Arctan", "Log1p", "Negative", "Reciprocal", "Clip", "Sinh", "Cosh", "Tan", "Log"),
 )
-_FUNCTIONS = {"Relu": "relu", "Relu6": "relu6", "Selu": "selu", "Exp": "exponential", "Silu": "silu"}
 
 
 @propagate.register_operation(*_UNARY)
@@ -34,11 +34,15 @@ def unary(call: Call, gaussian: Gaussian, context) -> Gaussian:
     return context.activated(gaussian, _activation(call))
 
 
-def _activation(call: Call):
-    name = type(call.operation).__name__
-    if name in _FUNCTIONS:
-        return activation_of(getattr(keras.activations, _FUNCTIONS[name]))
-    return activation_of(call)
+def _activation(call: Call, given: dict | None = None):
+    """given: values that stand in the graph, and not in the operation."""
+    kind = type(call.operation)
+    made_with = [name for name in inspect.signature(kind.__init__).parameters if name not in ("self", "name")]
+    values = {name: getattr(call.operation, name) for name in made_with if hasattr(call.operation, name)} | (
+        given or {}
+    )
+    name = re.sub(r"(?<!^)(?=[A-Z])", "_", kind.__name__).lower()
+    return activation_of_operation({"exp": "exponential"}.get(name, name), call, values)
 
 
 @propagate.register_operation("Add", "Subtract", "Maximum", "Minimum", "Multiply", "Divide", "TrueDivide")
@@ -66,7 +70,8 @@ def with_a_value(call: Call, gaussian: Gaussian, context) -> Gaussian:
     if name in ("Add", "Subtract"):
         return Gaussian(call(gaussian.mean), gaussian.cov)
     if name in ("Maximum", "Minimum") or (first and name != "Multiply"):
-        return context.activated(gaussian, _activation(call))
+        bound = {"bound": value} if name in ("Maximum", "Minimum") else {}
+        return context.activated(gaussian, _activation(call, bound))
     factor = np.asarray(ops.convert_to_numpy(value), np.float32)
     squares = np.square(factor if name == "Multiply" else 1.0 / factor)
     channels = gaussian.cov.shape[-1]
