@@ -7,7 +7,8 @@ Each network is trained with Gaussian augmentation, certified on 200 test images
 and its propagated and adjoint radii are held against the certified ones (rank correlation, median of their ratio).
 Its propagated logits are held against 20,000 noisy copies of each of 20 images: how far the mean of the top two
 classes' margin is off, in standard deviations of the margin; the propagated over the sampled standard deviation of
-that margin, and of a logit; the correlation of the two covariances' entries off the diagonal.
+that margin, and of a logit; the correlation of the two covariances' entries off the diagonal. What it costs to take
+the branches of an Add as independent: the root of its inputs' summed variances over its output's, sampled, at each Add.
 """
 
 import argparse
@@ -115,6 +116,24 @@ def moments_held_against_samples(network, images) -> dict[str, float]:
     return {name: float(np.median([row[name] for row in rows])) for name in rows[0]}
 
 
+def adds_held_against_samples(classifier, sigma: float, images) -> dict[str, float]:
+    """sqrt((Var a + Var b) / Var (a + b)) of each Add, variances of 1,000 noisy copies in the mean over units and images:
+    1 where the branches are uncorrelated, below it where they move together."""
+    adds = [layer for layer in classifier.layers if isinstance(layer, layers.Add)]
+    parts = keras.Model(classifier.inputs, [[*layer.input, layer.output] for layer in adds])
+    apart, together = np.zeros(len(adds)), np.zeros(len(adds))
+    for image in images:
+        noise = sigma * np.random.default_rng(11).standard_normal((1_000, *SHAPE), np.float32)
+        for i, (*branches, whole) in enumerate(parts(image + noise, training=False)):
+            apart[i] += sum(np.asarray(branch).var(0).mean() for branch in branches)
+            together[i] += np.asarray(whole).var(0).mean()
+    ratios = np.sqrt(apart / together)
+    return {"adds": len(adds), "add's sd over sampled": float(np.median(ratios))} | {
+        f"{name} add's sd over sampled": float(value)
+        for name, value in (("least", ratios.min()), ("most", ratios.max()))
+    }
+
+
 def measure(name: str, sigma: float, flags) -> dict:
     make, rate = NETWORKS[name]
     load = {split: datasets.load("cifar10", split, flags.data_dir) for split in ("train", "test")}
@@ -133,7 +152,10 @@ def measure(name: str, sigma: float, flags) -> dict:
         short = one.name.replace(" (r_max 0.1)", "").replace("gates from the propagated covariance", "own gates")
         row |= {f"{short} rank": one.rank_correlation, f"{short} ratio": one.median_ratio}
     row["images"] = int(found[0].compared.sum())
-    return row | moments_held_against_samples(network, images[:: len(images) // EXAMPLES])
+    examples = images[:: len(images) // EXAMPLES]
+    return (
+        row | moments_held_against_samples(network, examples) | adds_held_against_samples(classifier, sigma, examples)
+    )
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ tolerance says what it costs.
 import keras
 import numpy as np
 import pytest
+import scipy.stats
 import tensorflow as tf
 from keras import layers, ops
 from test_rules import ONE_PIXEL, check, draw, random_gaussian, sampled_moments
@@ -196,13 +197,56 @@ def test_an_operation_in_a_graph(case, rng):
     result = propagate(model, gaussian)
     if cov:
         np.testing.assert_allclose(result.cov, cov(gaussian), rtol=1e-4, atol=1e-5)
-    if case in ("relu", "leaky relu", "gelu", "tanh", "maximum with a number"):
+    if case == "tanh":
         values = np.asarray(model(draw(rng, gaussian, 200_000)), np.float64)
-        # .02: the quadrature's error at s = 2, with a kink (its class docstring).
-        slack = 7 * values.std(0) / np.sqrt(200_000) + (0.02 if case in ("tanh", "maximum with a number") else 1e-4)
-        if case == "leaky relu":
-            slack = slack + 0.05
+        # .02: the quadrature's error at s = 2.
+        slack = 7 * values.std(0) / np.sqrt(200_000) + 0.02
         assert (np.abs(np.asarray(result.mean)[0] - values.mean(0)) < slack).all()
+
+
+CLOSED = {
+    "relu": ops.relu,
+    "relu6": ops.relu6,
+    "leaky_relu": lambda x: ops.leaky_relu(x, 0.3),
+    "elu": lambda x: ops.elu(x, alpha=0.7),
+    "celu": lambda x: ops.celu(x, alpha=0.7),
+    "selu": ops.selu,
+    "gelu": lambda x: ops.gelu(x, approximate=False),
+    "hard_sigmoid": ops.hard_sigmoid,
+    "hard_silu": ops.hard_silu,
+    "hard_tanh": ops.hard_tanh,
+    "soft_shrink": lambda x: ops.soft_shrink(x, 0.8),
+    "hard_shrink": lambda x: ops.hard_shrink(x, 0.8),
+    "sparse_plus": ops.sparse_plus,
+    "sparse_sigmoid": ops.sparse_sigmoid,
+    "threshold": lambda x: ops.threshold(x, 0.3, -1.0),
+    "clip": lambda x: ops.clip(x, -0.4, 1.1),
+    "maximum": lambda x: ops.maximum(0.5, x),
+    "minimum": lambda x: ops.minimum(x, 0.5),
+    "abs": ops.abs,
+    "square": ops.square,
+    "negative": ops.negative,
+    "erf": ops.erf,
+    "exp": lambda x: ops.exp(0.3 * x),
+}
+
+
+@pytest.mark.parametrize("name", CLOSED)
+def test_operations_with_a_closed_form_are_exact(name):
+    """Against Legendre's quadrature between the kinks, at five means and three spreads, to float32's rounding."""
+    model = functional(CLOSED[name], (5, 1, 1))
+    means = np.float32([-2.5, -0.4, 0.0, 0.9, 3.0])
+    kinks = [-3, -1, -0.8, -0.4, 0, 0.3, 0.5, 0.8, 1, 1.1, 3, 6]
+    nodes, weights = np.polynomial.legendre.leggauss(80)
+    for sd in (0.2, 1.0, 2.5):
+        found = propagate(model, Gaussian(means.reshape(1, 5, 1, 1), np.float32([[sd * sd]]))).mean
+        for mean, value in zip(means, np.asarray(found).ravel(), strict=True):
+            ends = np.unique(np.clip([mean - 9 * sd, *kinks, mean + 9 * sd], mean - 9 * sd, mean + 9 * sd))
+            halves = np.diff(ends)[:, None] / 2
+            u = ends[:-1, None] + halves * (1 + nodes)
+            f = np.asarray(CLOSED[name](ops.convert_to_tensor(u)))
+            true = np.sum(halves * weights * f * scipy.stats.norm.pdf(u, mean, sd))
+            assert value == pytest.approx(true, rel=2e-5, abs=2e-5), (mean, sd)
 
 
 def test_operations_that_have_no_rule_are_refused_by_name():
