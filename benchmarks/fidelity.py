@@ -117,10 +117,10 @@ def moments_held_against_samples(network, images) -> dict[str, float]:
 
 
 def adds_held_against_samples(classifier, sigma: float, images) -> dict[str, float]:
-    """sqrt((Var a + Var b) / Var (a + b)) of each Add, variances of 1,000 noisy copies in the mean over units and images:
+    """sqrt((Var a + Var b) / Var (a + b)) of each Add, of 1,000 noisy copies, in the mean over units and images:
     1 where the branches are uncorrelated, below it where they move together."""
     adds = [layer for layer in classifier.layers if isinstance(layer, layers.Add)]
-    parts = keras.Model(classifier.inputs, [[*layer.input, layer.output] for layer in adds])
+    parts = keras.Model(classifier.input, [[*layer.input, layer.output] for layer in adds])
     apart, together = np.zeros(len(adds)), np.zeros(len(adds))
     for image in images:
         noise = sigma * np.random.default_rng(11).standard_normal((1_000, *SHAPE), np.float32)

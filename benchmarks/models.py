@@ -100,7 +100,7 @@ SIZES = {
     **dict.fromkeys(("EfficientNetB0", "EfficientNetV2B0", "ConvNeXtTiny", "DenseNet121", "NASNetMobile"), 32),
     "Xception": 71,
     "InceptionV3": 75,
-    "InceptionResNetV2": 75,
+    "MobileNetV3Large": 32,
 }
 MODELS = {name: application(name, size) for name, size in SIZES.items()}
 MODELS |= {"transformer": transformer, "1-D convolution": sequence, "subclassed": subclassed}
