@@ -7,25 +7,30 @@ All sides run in turn in one process; a figure is the median of the ratios withi
 in brackets. Measured on two cores with AVX-512 and AMX, by `--only NAME`:
 
     step                                              LeNet, 128            lenet_5x5, bfloat16, 256
-    covariance_radius                                 1.36 (1.26 to 1.41)   1.97 (1.88 to 2.00)
-    ... with the gradient stopped at the covariance   1.26 (1.13 to 1.31)   1.63 (1.53 to 1.72)
-    Consistency, 2 copies                             1.84 (1.75 to 1.96)   1.70 (1.65 to 1.82)
-    Consistency, antithetic                           1.86 (1.79 to 1.98)   1.63 (1.56 to 1.77)
-    adjoint_radius of every image                     3.53 (3.37 to 3.67)   4.26 (3.96 to 4.64)
-    adjoint_radius of every 2nd image                 2.29 (2.09 to 2.47)   2.56 (2.39 to 2.73)
-    adjoint_radius of every 4th image                 1.58 (1.42 to 1.70)   1.77 (1.68 to 1.99)
-    ... of every image, classified on the mean        2.99 (2.69 to 3.12)   3.40 (3.28 to 3.43)
-    ... of every image, all noise sampled             1.97 (1.82 to 2.18)   2.06 (1.94 to 2.11)
-    Consistency and it                                2.63 (2.55 to 2.82)   2.66 (2.52 to 2.80)
-    Consistency and 0.9 sampled, every 4th image      2.46 (2.37 to 2.64)   2.43 (2.34 to 2.56)
-    Consistency and 0.9 sampled, every 16th image     2.15 (1.98 to 2.19)   2.07 (1.92 to 2.17)
-    MACER, 16 copies                                  14.6 (14.4 to 14.6)   10.4 (10.2 to 11.0)
-    one covariance per image (published code)         24.8 (24.2 to 25.0)
+    covariance_radius                                 1.28 (1.25 to 1.36)   1.90 (1.77 to 2.01)
+    ... with the gradient stopped at the covariance   1.20 (1.13 to 1.27)   1.56 (1.46 to 1.65)
+    Consistency, 2 copies                             1.76 (1.60 to 1.85)   1.69 (1.54 to 1.77)
+    Consistency, antithetic                           1.74 (1.57 to 1.80)   1.56 (1.49 to 1.71)
+    adjoint_radius of every image                     3.41 (3.25 to 3.64)   4.32 (3.97 to 4.55)
+    adjoint_radius of every 2nd image                 2.32 (2.10 to 2.37)   2.59 (2.44 to 2.69)
+    adjoint_radius of every 4th image                 1.57 (1.37 to 1.65)   1.89 (1.77 to 2.02)
+    ... of every image, classified on the mean        2.79 (2.56 to 3.03)   3.55 (3.43 to 3.84)
+    ... of every image, all noise sampled             1.88 (1.73 to 1.92)   2.08 (1.92 to 2.14)
+    Consistency and it                                2.63 (2.46 to 2.72)   2.73 (2.51 to 2.93)
+    Consistency and 0.9 sampled, every 4th image      2.54 (2.38 to 2.61)   2.56 (2.37 to 2.78)
+    Consistency and 0.9 sampled, every 16th image     2.03 (1.84 to 2.14)   2.15 (1.95 to 2.21)
+    MACER, 16 copies                                  14.1 (13.9 to 14.8)   11.5 (10.5 to 11.5)
+    one covariance per image (published code)         23.9 (23.5 to 25.0)
+
+The covariance step with erf and exp in the place of `moments.quick`, in one process with it (21 rounds, twice): LeNet
+1.44 and 1.38 against 1.38 and 1.33; bfloat16 2.03 and 2.06 against 1.87 and 1.84. With both functions free of charge it
+would be 1.28 and 1.61, without the covariance's gradient besides 1.19 and 1.28: what is left of it is the covariance's
+own tower (.1 and .24 alone), the sums of phi over the batch, and the margin.
 
 By its passes (a noisy copy's, the mean's, its gradient's, and the backward of all three) adjoint_radius of every image
 counts 3.2 plain steps; the rest are the element-wise loops of Phi and its derivatives. Where all noise is sampled the
 mean's pass is the copy's, and its gates are the ReLU's own: by its passes 2.2. PreActResNet-18, float32:
-covariance_radius 1.29 (batch 64) and 1.21 (128), MACER's 16 copies without its loss 14.7 (64).
+covariance_radius 1.28 (batch 64) and 1.19 (128), MACER's 16 copies without its loss 14.7 (64).
 """
 
 import argparse

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +87,15 @@ def test_compare_trains_certifies_reports_and_takes_up_more(tmp_path):
     with (out / "runs" / "consistency-seed1" / "certificates.tsv").open() as file:
         assert len(list(csv.DictReader(file, delimiter="\t"))) == 12
 
+    # What is missing is picked up without saying again what was asked for.
+    table = (out / "report" / "table.md").read_text()
+    shutil.rmtree(out / "runs" / "consistency-seed1")
+    assert json.loads((out / "asked.json").read_text()) == {"methods": [*methods, "consistency"], "seeds": [0, 1]}
+    last = call_program(PROGRAM, "--continue", "--out", out)
+    assert last.returncode == 0, last.stderr
+    assert (folder / "certificates.tsv").read_bytes() == before
+    assert (out / "report" / "table.md").read_text() == table
+
 
 def test_other_comparisons_and_bad_flags_are_refused_with_nothing_written(tmp_path):
     out = tmp_path / "compared"
@@ -104,6 +114,16 @@ def test_other_comparisons_and_bad_flags_are_refused_with_nothing_written(tmp_pa
     assert "holds no comparison.json" in compare("--out", out).stderr
     (out / "thesis.tex").unlink()
     Comparison(out, TINY).claim([Entry.parse("macer", TINY)], [0])
+    for flags, message in (
+        (["--continue", "--out", out, "--sigma", "0.5"], "leave out --sigma"),
+        (["--continue", "--out", out, "--lam", "0.5", "--seconds", "3"], "leave out --lam --seconds"),
+        (["--continue", "--out", tmp_path / "none"], "holds no comparison.json to continue"),
+        (["--continue", "--out", out], "does not say what it was asked for"),
+    ):
+        result = call_program(PROGRAM, *flags)
+        assert result.returncode == 2 and message in result.stderr, result.stderr
+    (out / "asked.json").write_text('{"methods": 3}')
+    assert "asked.json is damaged" in call_program(PROGRAM, "--continue", "--out", out).stderr
     result = compare("--out", out, "--sigma", "0.5")
     assert result.returncode == 2 and "sigma: 0.25 there, 0.5 here" in result.stderr
 

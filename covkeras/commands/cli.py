@@ -124,6 +124,13 @@ def recipe_from(arguments: argparse.Namespace, others: bool = False) -> Recipe:
     return recipe.with_method(method, **given, **values)
 
 
+def recipe_flags_given(arguments: argparse.Namespace) -> list[str]:
+    """Returns the flags of the recipe that a command line gives, as they are written."""
+    names = [name for name in (*_fields(), *declared()) if getattr(arguments, name, None) is not None]
+    names += ["smoke"] if arguments.smoke else []
+    return ["--" + name.replace("_", "-") for name in names]
+
+
 def hyper_given(arguments: argparse.Namespace, method: str) -> tuple[dict, dict]:
     """Returns the given hyper-parameters that the method declares, {name: value}, and the others, {name: methods}."""
     values, foreign = {}, {}

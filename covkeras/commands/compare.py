@@ -5,6 +5,7 @@ accuracy, average certified radius, clean accuracy, and what a training step cos
 """
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
@@ -26,8 +27,9 @@ EXAMPLES = """examples:
   covkeras compare --recipe mnist_protocol --data-dir DIR --sigma 0.5 --methods gaussian_augmentation \\
       covariance_radius consistency adjoint_radius macer:epochs=24
 
-The same command resumes. More methods and seeds may be named later; what is done is not done again. The folder holds
-comparison.json, steps.json (the step times), runs/METHOD-seedN/ (each a run folder) and report/ (open index.html).
+The same command resumes, and so does covkeras compare --continue --out DIR, which does all that the folder was ever
+asked for. More methods and seeds may be named later; what is done is not done again. The folder holds comparison.json,
+asked.json, steps.json (the step times), runs/METHOD-seedN/ (each a run folder) and report/ (open index.html).
 """
 
 
@@ -35,13 +37,15 @@ def parse(arguments=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=cli.Formatter, allow_abbrev=False
     )
+    parser.add_argument("--methods", nargs="+", metavar="METHOD", help=f"default: {' '.join(DEFAULT)}")
+    parser.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="default: 0")
     parser.add_argument(
-        "--methods", nargs="+", default=list(DEFAULT), metavar="METHOD", help=f"default: {' '.join(DEFAULT)}"
+        "--continue",
+        dest="resume",
+        action="store_true",
+        help="do what the folder --out was asked for and has not; more --methods and --seeds may be named",
     )
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="SEED", help="default: 0")
-    parser.add_argument(
-        "--seconds", type=float, default=0.0, help="of training for each method (default: the recipe's epochs)"
-    )
+    parser.add_argument("--seconds", type=float, help="of training for each method (default: the recipe's epochs)")
     parser.add_argument(
         "--out", type=user_path, metavar="DIR", help="the comparison's folder (default: comparisons/RECIPE)"
     )
@@ -51,20 +55,43 @@ def parse(arguments=None) -> argparse.Namespace:
 
 
 def work(flags, stop) -> None:
-    recipe = cli.recipe_from(flags)
-    if flags.show:
-        return cli.show(flags, recipe)
-    out = Path(flags.out or Path("comparisons") / recipe.name)
-    recipe = precision.settled(recipe, recorded_recipe(out / "comparison.json"), on=flags.devices)
-    entries = [comparing.Entry.parse(text, recipe) for text in flags.methods]
-    for what, values in (("methods", flags.methods), ("seeds", flags.seeds)):
+    if flags.resume:
+        out, recipe, seconds, methods, seeds = recorded(flags)
+    else:
+        recipe, seconds = cli.recipe_from(flags), flags.seconds or 0.0
+        if flags.show:
+            return cli.show(flags, recipe)
+        out = Path(flags.out or Path("comparisons") / recipe.name)
+        recipe = precision.settled(recipe, recorded_recipe(out / "comparison.json"), on=flags.devices)
+        methods, seeds = flags.methods or list(DEFAULT), flags.seeds or [0]
+    entries = [comparing.Entry.parse(text, recipe) for text in methods]
+    for what, values in (("methods", methods), ("seeds", seeds)):
         if len(set(values)) < len(values):
             raise ValueError(f"{what} must differ, got {' '.join(map(str, values))}.")
     environment = cli.environment_from(flags, stop)
-    comparison = comparing.Comparison(out, recipe, flags.seconds, environment)
-    comparison.claim(entries, flags.seeds)
+    comparison = comparing.Comparison(out, recipe, seconds, environment)
+    comparison.claim(entries, seeds)
     with held(out):
-        run(comparison, entries, flags.seeds)
+        comparison.ask(methods, seeds)
+        run(comparison, entries, seeds)
+
+
+def recorded(flags) -> tuple:
+    """What --continue goes on with: the folder, its recipe, its seconds, the methods and the seeds it was asked for."""
+    if told := cli.recipe_flags_given(flags) + (["--seconds"] if flags.seconds is not None else []):
+        raise ValueError(f"--continue takes the recipe from the folder: leave out {' '.join(told)}.")
+    out = Path(flags.out or Path("comparisons") / flags.recipe)
+    recipe = recorded_recipe(out / "comparison.json")
+    if recipe is None:
+        raise ValueError(f"{out} holds no comparison.json to continue. Name the comparison's folder with --out.")
+    wanted = comparing.asked(out)
+    methods, seeds = (
+        [*values, *(value for value in given or [] if value not in values)]
+        for values, given in ((wanted["methods"], flags.methods), (wanted["seeds"], flags.seeds))
+    )
+    if not methods or not seeds:
+        raise ValueError(f"{out} does not say what it was asked for: name --methods and --seeds.")
+    return out, recipe, json.loads((out / "comparison.json").read_text()).get("seconds", 0.0), methods, seeds
 
 
 def run(comparison: "comparing.Comparison", entries, seeds) -> None:

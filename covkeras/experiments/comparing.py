@@ -35,6 +35,23 @@ _SHARED = (
 )
 
 
+ASKED = "asked.json"
+
+
+def asked(path: Path) -> dict[str, list]:
+    """Returns the methods and seeds that a comparison's folder was asked for, {"methods": [...], "seeds": [...]}.
+
+    Raises:
+        ValueError: the record is damaged.
+    """
+    file = Path(path) / ASKED
+    try:
+        found = json.loads(file.read_text()) if file.exists() else {"methods": [], "seeds": []}
+        return {"methods": [str(m) for m in found["methods"]], "seeds": [int(s) for s in found["seeds"]]}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} is damaged ({error}). Delete it, and name --methods and --seeds again.") from None
+
+
 def own_fields(recipe: Recipe) -> tuple[str, ...]:
     """Returns the names of what a method of a comparison may be given: how it trains, and what it declares."""
     return tuple(name for name in recipe.values() if name not in _SHARED and not name.startswith("certify_"))
@@ -128,6 +145,16 @@ class Comparison:
         """
         self._check(entries, seeds)
         claim_record(self.path / "comparison.json", {"seconds": self.seconds, "recipe": self.recipe}, "comparison")
+
+    def ask(self, methods: Sequence[str], seeds: Sequence[int]) -> None:
+        """Adds to what the folder is asked for, in asked.json: `--continue` does what of it is missing."""
+        known = asked(self.path)
+        both = {
+            name: [*known[name], *(value for value in values if value not in known[name])]
+            for name, values in (("methods", methods), ("seeds", seeds))
+        }
+        if both != known:
+            write_aside(self.path / ASKED, lambda aside: aside.write_text(json.dumps(both, indent=1) + "\n"))
 
     def _check(self, entries: Sequence[Entry], seeds: Sequence[int]) -> None:
         replicas = devices.strategy(self.environment.devices).num_replicas_in_sync

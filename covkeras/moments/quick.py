@@ -3,8 +3,8 @@
 E max(u, 0) = max(m, 0) + s h(|z|), z = m / s, with the tail h(a) = phi(a) - a (1 - Phi(a)); h' = Phi(a) - 1 and
 phi = h - a h'. h is a polynomial of degree 12 up to a = 4.5 and constant beyond, where it is 7e-7. In float32 the
 largest errors are 6e-7 s of the mean, 2e-5 of its derivative Phi by m and 7e-5 of its derivative phi by s: the
-polynomial's own, so that the gradient is that of the mean which is computed. The adjoint estimate, certification and
-whatever is not a training step use the exact kernels.
+polynomial's own, so that the gradient is that of the mean which is computed. Only a trainer's forward moments use it;
+the adjoint estimate, diagnostics and certification have the exact kernels.
 """
 
 from keras import ops
