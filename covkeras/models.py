@@ -85,7 +85,10 @@ def _residual_block(x, width: int, stride: int, depth: int, name: str):
     y = layers.ReLU(name=f"{name}_relu1")(x)
     if stride > 1 or x.shape[-1] != width:
         # Average pooling before the 1 x 1 projection: a strided one would drop three pixels of four.
-        shortcut = layers.AveragePooling2D(stride, name=f"{name}_pool")(y) if stride > 1 else y
+        shortcut = y
+        if stride > 1:
+            # Padded as the convolution beside it: images of an odd size fit.
+            shortcut = layers.AveragePooling2D(stride, padding="same", name=f"{name}_pool")(y)
         shortcut = layers.Conv2D(width, 1, use_bias=False, kernel_initializer="he_normal", name=f"{name}_project")(
             shortcut
         )

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from covkeras.moments.gaussian import Gaussian, margin, propagated_radius
+from covkeras.diagnostics.joint import top_probability
+from covkeras.moments.gaussian import Gaussian, margin, propagated_radius, square_root
 
 
 def test_radius_of_a_hand_worked_three_class_case():
@@ -33,6 +34,18 @@ def test_margin_against_sampling(rng):
 def test_sigma_is_refused(sigma):
     with pytest.raises(ValueError, match="sigma must be a number in"):
         propagated_radius(Gaussian(np.zeros((1, 2), np.float32), np.eye(2, dtype=np.float32)), sigma)
+
+
+@pytest.mark.parametrize(("classes", "rank"), [(10, 3), (365, 96), (1000, 512)])
+def test_a_covariance_of_more_classes_than_units_has_a_root(classes, rank, rng):
+    """As the heads of ImageNet and Places365 have: W S W^T, some directions a thousandfold, rounded to float32."""
+    weights = rng.normal(size=(classes, rank)).astype(np.float32) * np.geomspace(1e-3, 3.0, rank).astype(np.float32)
+    cov = weights @ weights.T
+    root = np.asarray(square_root(cov), np.float64)
+    assert np.isfinite(root).all() and np.allclose(np.triu(root, 1), 0)
+    assert np.linalg.norm(root @ root.T - cov, 2) < 6e-7 * classes * np.linalg.norm(cov)
+    label, probability = top_probability(Gaussian(np.zeros((1, classes), np.float32), cov), 100)
+    assert 0 <= label[0] < classes and 0 < probability[0] < 1
 
 
 def test_its_distribution_is_the_normal_distribution(rng):

@@ -73,3 +73,12 @@ def test_resnet50_takes_pixels(rng):
     model = models.resnet50((32, 32, 3), num_classes=7)
     assert model.count_params() == 23_587_712 + 2048 * 7 + 7
     assert model(rng.random((2, 32, 32, 3)).astype("float32")).shape == (2, 7)
+
+
+@pytest.mark.parametrize("size", [33, 45, 72])
+@pytest.mark.parametrize("build", [models.preact_resnet18, models.narrow_resnet])
+def test_images_of_any_size_fit(build, size, rng):
+    options = {"width": 8} if build is models.preact_resnet18 else {"widths": (4, 8)}
+    model = build((size, size, 3), 5, **options)
+    assert model(rng.random((2, size, size, 3)).astype("float32")).shape == (2, 5)
+    assert np.isfinite(MomentNetwork(model, 0.5)(rng.random((1, size, size, 3)).astype("float32")).cov).all()

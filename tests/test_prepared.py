@@ -1,16 +1,19 @@
 """Data through TFDS: its mock data for every data set of the recipes, real records where they are at hand."""
 
 import shutil
+from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
-from conftest import DATA_DIR
+from conftest import DATA_DIR, call_program
 
 from covkeras import datasets
 from covkeras.datasets.augmentation import augment
-from covkeras.experiments import fitting, jobs, recipes
+from covkeras.experiments import recipes
+from covkeras.experiments.runs import RunFolder
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -59,16 +62,54 @@ def test_streams_continue_from_any_step(name, mocked, tmp_path):
     assert not np.array_equal(whole[0][1], whole[steps][1]) or not np.array_equal(whole[0][0], whole[steps][0])
 
 
+def prepare(builder, splits: dict[str, int], shapes, rng) -> None:
+    """Has a builder of TFDS write its folder of random images, as `tfds build` would of downloaded ones."""
+
+    def examples(count):
+        label = builder.info.features["label"]
+        for i in range(count):
+            image = rng.integers(0, 256, (*shapes[i % len(shapes)], 3), np.uint8)
+            yield (
+                str(i),
+                {"image": image, "label": i % label.num_classes}
+                | {name: f"{i}.jpg" for name in builder.info.features if name not in ("image", "label")},
+            )
+
+    config = tfds.download.DownloadConfig(try_download_gcs=False, compute_stats=tfds.download.ComputeStatsMode.SKIP)
+    generators = lambda self, manager: {split: examples(count) for split, count in splits.items()}  # noqa: E731
+    with mock.patch.object(type(builder), "_split_generators", generators):
+        builder.download_and_prepare(download_config=config)
+
+
+FOLDERS = {
+    "svhn": ("svhn_cropped", {"train": 40, "test": 3}, [(32, 32)], 0, 10),
+    "imagenet": ("imagenet2012", {"train": 120, "validation": 3}, [(300, 400), (97, 64), (224, 224)], 72, 1000),
+    "places365": ("places365_small", {"train": 120, "validation": 3}, [(256, 256)], 72, 365),
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["imagenet", "places365"])
-def test_a_step_at_224(name, mocked, tmp_path):
-    """PreActResNet-18 at 224 x 224 trains and its moments flow."""
-    recipe = recipes.smoke(recipes.find(name)).replace(epochs=1, decay_epochs=(), train_images=4, switch_epoch=0)
-    data = fitting.load_training(recipe, jobs.Environment(data_dir=str(tmp_path)))
-    trainer = fitting.build_trainer(recipe, data)
-    stream = data.batches(4, epochs=1, augmentation=recipe.augmentation)
-    history = trainer.fit(stream, steps_per_epoch=1, verbose=0, shuffle=False).history
-    assert np.isfinite(history["loss"][0]) and trainer.classifier.output_shape[-1] == len(data.class_names)
+@pytest.mark.parametrize("name", FOLDERS)
+def test_it_trains_certifies_and_exports_from_a_folder_in_their_format(name, tmp_path, rng):
+    """Two steps, one certificate, one export, from images of varying shapes, by the program."""
+    tfds_name, splits, shapes, size, classes = FOLDERS[name]
+    prepare(tfds.builder(tfds_name, data_dir=tmp_path / "data"), splits, shapes, rng)
+    program = Path(__file__).parent.parent / "training" / "run.py"
+    done = call_program(
+        program,
+        *["--recipe", name, "--data-dir", tmp_path / "data", "--run-dir", tmp_path / "run", "--reference", "none"],
+        *["--train-images", 8, "--batch-size", 4, "--epochs", 1, "--decay-epochs", "--switch-epoch", 0],
+        *["--image-size", size, "--certify-images", 1, "--certify-n", 20, "--certify-n0", 4, "--certify-alpha", 0.1],
+        *["--certify-batch", 8, "--precision", "float32", *(["--model", "lenet"] if name == "svhn" else [])],
+    )
+    assert done.returncode == 0, done.stderr
+    history = RunFolder(tmp_path / "run").history()
+    assert len(history) == 1 and np.isfinite(float(history[0]["loss"]))
+    assert len((tmp_path / "run" / "certificates.tsv").read_text().splitlines()) == 2
+    served = tf.saved_model.load(str(tmp_path / "run" / "export" / name / "1"))
+    side = size or 32
+    logits = served.signatures["logits"](images=tf.zeros((1, side, side, 3)))["logits"]
+    assert logits.shape == (1, classes)
 
 
 def test_an_unprepared_data_set_names_its_command(tmp_path):

@@ -181,6 +181,25 @@ def test_a_non_finite_loss_stops_with_the_batch_saved(tmp_path):
         assert saved["images"].shape == (64, 8, 8, 1) and saved["labels"].shape == (64,)
 
 
+def test_weights_that_the_last_update_made_infinite_are_no_classifier(tmp_path):
+    """One step in all: its loss, before the update, is finite."""
+    recipe = SMALL.replace(
+        learning_rate=1e39,
+        method="gaussian_augmentation",
+        reference="none",
+        epochs=1,
+        decay_epochs=(),
+        train_images=64,
+    )
+    folder = RunFolder(tmp_path / "run")
+    folder.claim(recipe)
+    with pytest.raises(
+        fitting.NonFiniteLoss, match=r"weight .* is not finite after the last of 1 epochs. Lower --learn"
+    ):
+        fitting.train(recipe, folder)
+    assert not folder.classifier_file.exists()
+
+
 def test_folders_of_others_are_refused_before_anything_is_written(tmp_path):
     folder = RunFolder(tmp_path / "run")
     folder.claim(SMALL)

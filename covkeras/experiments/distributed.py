@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from covkeras.experiments.fitting import NonFiniteLoss, build_trainer, check_batch, load_parts, observers
+from covkeras.experiments.fitting import NonFiniteLoss, build_trainer, check_batch, check_finite, load_parts, observers
 from covkeras.experiments.jobs import Environment
 from covkeras.experiments.recipe import PRECISIONS
 from covkeras.experiments.recipes import Recipe
@@ -87,6 +87,7 @@ def train_across_workers(
         return _Loop(recipe, folder, strategy, environment, title).run()
     with folder.held():
         classifier = _Loop(recipe, folder, strategy, environment, title).run()
+        check_finite(classifier, recipe)
         write_aside(folder.classifier_file, classifier.save)
     return classifier
 

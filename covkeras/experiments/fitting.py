@@ -234,5 +234,16 @@ def _train(recipe: Recipe, folder: RunFolder, environment: Environment, title: s
             epoch, step = last, 0
     finally:
         watch.bar.close()
+    check_finite(trainer.classifier, recipe)
     write_aside(folder.classifier_file, trainer.classifier.save)
     return trainer.classifier
+
+
+def check_finite(classifier, recipe: Recipe) -> None:
+    """Refuses weights that the very last update made infinite: no later loss would have told."""
+    for weight in classifier.weights:
+        if not np.isfinite(np.asarray(weight, np.float32)).all():
+            raise NonFiniteLoss(
+                f"weight {weight.path} is not finite after the last of {recipe.epochs} epochs. Lower --learning-rate, "
+                f"now {recipe.learning_rate:g}, or --lam, in another --run-dir."
+            )

@@ -45,11 +45,13 @@ class Gaussian(NamedTuple):
 
 
 def square_root(cov):
-    """Cholesky's factor of a covariance, float32, with a millionth of its mean variance on the diagonal: it may be
-    singular."""
+    """Cholesky's factor of a covariance, float32, that may be singular: more classes than units before them, or classes
+    that move together. To the diagonal comes a millionth of its mean variance, and channels times float32's rounding of
+    its norm, what the factorisation itself may be off by."""
     cov = ops.cast(cov, "float32")
     channels = cov.shape[-1]
-    jitter = 1e-6 * ops.maximum(ops.trace(cov) / channels, 1e-12)
+    rounding = 2.4e-7 * channels * ops.sqrt(ops.sum(ops.square(cov)))
+    jitter = 1e-6 * ops.maximum(ops.trace(cov) / channels, 1e-12) + rounding
     return ops.cholesky(0.5 * (cov + ops.transpose(cov)) + jitter * ops.eye(channels))
 
 
