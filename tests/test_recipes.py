@@ -45,7 +45,11 @@ def test_a_file_of_the_time_when_recipes_had_all_fields_reads_and_resumes(method
     old = OLD[method]
     (tmp_path / "recipe.json").write_text(old["recipe"])
     recipe = RunFolder(tmp_path).recipe()
-    assert recipe.objective().get_config() == old["objective"]
+    config, declared = recipe.objective().get_config(), recipe.objective().hyperparameters()
+    since = {name: value for name, value in config.items() if name not in old["objective"]}
+    assert config == {**old["objective"], **since}
+    # What was added since does nothing unless it is asked for.
+    assert since == {name: declared[name].default for name in since}
     assert RunFolder(tmp_path).digest() == old["digest"]
     RunFolder(tmp_path).claim(recipe)
     assert (tmp_path / "recipe.json").read_text() == old["recipe"]

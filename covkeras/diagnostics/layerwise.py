@@ -9,6 +9,7 @@ import numpy as np
 import scipy.stats
 from keras import ops
 
+from covkeras.moments.bivariate import bivariate
 from covkeras.moments.dispatch import Context, propagate
 from covkeras.moments.gaussian import Gaussian, probability
 from covkeras.moments.graph import walk
@@ -30,7 +31,8 @@ class LayerMoments:
 
     name: of the layer. shape: (..., channels) of its pre-activations. sampled: (channels,) variance, the mean over
     pixels and images. interval: (2,) 95 % confidence bounds of its mean over channels, over the samples' draw.
-    propagated: (channels,) by the rules. correlation: of horizontal and vertical neighbours, as found; NaN without
+    propagated: (channels,) by the rules. bivariate: (channels,) by them with the covariance of two ReLUs, of the first
+    image. correlation: of horizontal and vertical neighbours, as found; NaN without
     pixels. cloud: (samples, up to 32 channels) of the first image at its central pixel. cloud_mean, cloud_cov: the
     propagated mean (channels,) and covariance (channels, channels) there, of the same channels. gaussianity: the
     Kolmogorov distance between a channel of the cloud and the normal of its mean and variance, mean over channels.
@@ -41,6 +43,7 @@ class LayerMoments:
     sampled: np.ndarray
     interval: tuple[float, float]
     propagated: np.ndarray
+    bivariate: np.ndarray
     correlation: float
     cloud: np.ndarray
     cloud_mean: np.ndarray
@@ -52,14 +55,21 @@ class LayerMoments:
         """Propagated over sampled variance, of the means over channels."""
         return float(self.propagated.mean() / self.sampled.mean())
 
+    @property
+    def bivariate_ratio(self) -> float:
+        """`ratio` with the covariance of two ReLUs."""
+        return float(self.bivariate.mean() / self.sampled.mean())
 
-def pre_activations(network: MomentNetwork, images, sampled: bool = True) -> dict[str, Gaussian]:
+
+def pre_activations(
+    network: MomentNetwork, images, sampled: bool = True, rectifier: str = "unchanged"
+) -> dict[str, Gaussian]:
     """Returns every linear layer's pre-activations, by the layer's name, in the network's order.
 
     Args:
         network: the classifier's moments. images: (batch, height, width, channels).
         sampled: whether the images are noisy samples, which go through the rectifiers themselves, or means, which go
-            through the rectifiers' rule.
+            through the rectifiers' rule. rectifier: which, "unchanged" or "bivariate", as `MomentNetwork` has it.
 
     Returns:
         name -> Gaussian: mean (batch, ..., channels), cov (channels, channels) as propagated. A layer used again has
@@ -75,7 +85,7 @@ def pre_activations(network: MomentNetwork, images, sampled: bool = True) -> dic
         def rectify(gaussian, activation):
             before.append(gaussian)
             if not sampled:
-                return activation.propagated(gaussian)
+                return bivariate(gaussian, activation) if rectifier == "bivariate" else activation.propagated(gaussian)
             return Gaussian(activation.apply(gaussian.mean), gaussian.cov)
 
         context = Context(r_max=network.r_max, rectify=rectify, plain=sampled, unknown=network.unknown)
@@ -120,6 +130,7 @@ def layer_moments(
         raise ValueError(f"samples must be a multiple of {_CHUNKS}, got {samples}.")
     images = np.asarray(images, np.float32)
     means = pre_activations(network, images[:1], sampled=False)
+    both = pre_activations(network, images[:1], sampled=False, rectifier="bivariate")
     unknown = [name for name in layers if name not in means]
     if unknown:
         raise ValueError(f"layers {unknown} are not linear layers of the network, which has {list(means)}.")
@@ -134,7 +145,7 @@ def layer_moments(
             for name in chosen:
                 sums[name].add(chunk, ops.convert_to_numpy(ops.cast(seen[name].mean, "float32")), keep=i == 0)
             progress()
-    return [sums[name].result(name, means[name], len(images)) for name in chosen]
+    return [sums[name].result(name, means[name], both[name].cov, len(images)) for name in chosen]
 
 
 def _check_memory(means: dict[str, Gaussian], copies: int, memory_gb: float) -> None:
@@ -172,7 +183,7 @@ class _Sums:
     def at_centre(values: np.ndarray) -> np.ndarray:
         return values[:, values.shape[1] // 2, values.shape[2] // 2] if values.ndim == 4 else values
 
-    def result(self, name: str, propagated: Gaussian, images: int) -> LayerMoments:
+    def result(self, name: str, propagated: Gaussian, bivariate_cov, images: int) -> LayerMoments:
         chunks = np.array(self.variances) / images
         sampled, by_chunk = chunks.mean(0), chunks.mean(1)
         half = scipy.stats.t.ppf(0.975, _CHUNKS - 1) * by_chunk.std(ddof=1) / math.sqrt(_CHUNKS)
@@ -186,6 +197,7 @@ class _Sums:
             sampled=sampled,
             interval=(by_chunk.mean() - half, by_chunk.mean() + half),
             propagated=np.tile(np.diag(cov), repeats),
+            bivariate=np.tile(np.diag(ops.convert_to_numpy(bivariate_cov)), repeats),
             correlation=self.products / self.squares if self.squares else float("nan"),
             cloud=cloud,
             cloud_mean=self.at_centre(mean)[0, :kept],

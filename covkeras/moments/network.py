@@ -5,12 +5,15 @@ import dataclasses
 import keras
 from keras import ops
 
+from covkeras.moments.bivariate import bivariate
 from covkeras.moments.dispatch import UNKNOWN, Context, propagate, walks_its_graph
 from covkeras.moments.gaussian import Gaussian, wide
 from covkeras.moments.graph import called_with, nodes_of, walk
 from covkeras.moments.layers import GaussianInput, Moments, PlainErrors
 from covkeras.runtime.classifiers import check_classifier, check_fixed_size, with_a_graph
 from covkeras.runtime.validation import check_choice, check_r_max, check_shape, check_sigma
+
+RECTIFIERS = ("unchanged", "bivariate")
 
 
 @propagate.register(keras.Model, keras.Sequential)
@@ -34,6 +37,9 @@ class MomentNetwork(PlainErrors, keras.Model):
             an r_max of its own wins.
         unknown: what is done with a layer that has no rule, see `Context`: "refuse" it here; "linearise" it; or
             "adjoint", take its mean alone: then the network is for the adjoint estimate only.
+        rectifier: the covariance through a (leaky) ReLU: "unchanged", the paper's; or "bivariate", that of two ReLUs of
+            jointly Gaussian units, in the mean over the batch's images and positions (`bivariate.bivariate`): nearer to
+            the network on one image at a time, dearer, and no longer a function of the weights alone.
 
     Attributes:
         gate_shapes: the shapes (..., P * channels) of the activations' inputs, in the order in which they are met.
@@ -45,13 +51,20 @@ class MomentNetwork(PlainErrors, keras.Model):
     """
 
     def __init__(
-        self, classifier, sigma: float, r_max: float = 0.1, unknown: str = "refuse", name: str = "moment_network"
+        self,
+        classifier,
+        sigma: float,
+        r_max: float = 0.1,
+        unknown: str = "refuse",
+        name: str = "moment_network",
+        rectifier: str = "unchanged",
     ):
         super().__init__(name=name, dtype="float32", autocast=False)
         self.sigma, self.r_max = check_sigma(sigma), check_r_max(r_max)
         classifier = with_a_graph(classifier)
         check_classifier(classifier)
         self.unknown = check_choice("unknown", unknown, UNKNOWN)
+        self.rectifier = check_choice("rectifier", rectifier, RECTIFIERS)
         if unknown == "refuse":
             propagate.rule_for(classifier)
         elif not propagate.has_rule(classifier):
@@ -111,6 +124,10 @@ class MomentNetwork(PlainErrors, keras.Model):
             context = dataclasses.replace(context, r_max=self.r_max)
         if context.unknown is None:
             context = dataclasses.replace(context, unknown=self.unknown)
+        if context.rectify is None and self.rectifier == "bivariate":
+            context = dataclasses.replace(
+                context, rectify=lambda g, activation: bivariate(g, activation, context.kernels)
+            )
 
         def visit(layer, given, position, options):
             # Not by __call__: see __init__.

@@ -14,7 +14,8 @@ class CovarianceRadius(Objective):
     """Cross-entropy of softmax(E[u]) plus lam max(0, gamma - propagated radius) on the correctly classified (Eq. 5).
 
     Where the paper and its published code differ, the default is the paper's. One noise sample in the mean certifies
-    much better than none (docs/results/digits.md). drop_share is the paper's way with noisy labels (Sec. 4.2): of a
+    much better than none (docs/results/digits.md). With rectifier="bivariate" the covariance is the mean of the batch's
+    images' (on several replicas, of each one's own). drop_share is the paper's way with noisy labels (Sec. 4.2): of a
     batch's images the share with the largest propagated radius, of the predicted class, has no classification loss.
     """
 
@@ -34,12 +35,22 @@ class CovarianceRadius(Objective):
     covariance_bound: bool = fields.switch(
         False, "+ 2 |S_12| for - 2 S_12 in the margin's variance (published code, not the paper)"
     )
+    rectifier: str = fields.choice(
+        "unchanged", "the covariance through a ReLU: the paper's, or that of two ReLUs", ("unchanged", "bivariate")
+    )
     sigma_free_hinge: bool = fields.switch(False, "hinge on radius / sigma (published code, not the paper)")
     drop_share: float = fields.number(
         0.0, "share of images whose classification loss is dropped (noisy labels)", 0, 1, "left"
     )
     drop_epoch: int = fields.count(0, "epoch (from 0) from which it is dropped", 0, epoch=True)
     drop_smallest: bool = fields.switch(False, "drop the images with the smallest propagated radius, not the largest")
+
+    def check(self) -> None:
+        if self.rectifier == "bivariate" and (self.stop_covariance_gradient or self.relu_inflation):
+            raise ValueError(
+                "rectifier must be unchanged with stop_covariance_gradient or relu_inflation: they change the paper's "
+                "covariance at the ReLUs."
+            )
 
     @property
     def copies(self) -> int:
@@ -51,7 +62,7 @@ class CovarianceRadius(Objective):
         return {"lam": 4.0, "gamma": 8.0, "switch_epoch": epochs // 2, "noisy_mean": True}
 
     def attach(self, classifier) -> None:
-        self.network = moments.MomentNetwork(classifier, self.sigma, self.r_max)
+        self.network = moments.MomentNetwork(classifier, self.sigma, self.r_max, rectifier=self.rectifier)
 
     def __call__(self, images, labels, noise, context: "moments.Context") -> Terms:
         """images (batch, h, w, c), labels (batch,), noise (copies, batch, h, w, c) standard normal -> Terms."""

@@ -38,8 +38,9 @@ def layer_sections(rows: Sequence[LayerMoments], shown: Sequence[str], r_max: fl
         Section(
             "Variance of the pre-activations",
             "Sampled, the mean over channels, pixels and images, with its 95 % interval over the samples' draw; "
-            "propagated by the paper's rules; the correlation between horizontal and vertical neighbours as found, "
-            f"beside the r_max assumed. {verdict(rows)}",
+            "propagated by the paper's rules; the ratio where the covariance of two ReLUs of jointly Gaussian units "
+            "stands in the place of the paper's unchanged one (at the first image); the correlation between horizontal "
+            f"and vertical neighbours as found, beside the r_max assumed. {verdict(rows)}",
             rows=pictures.variance_table(rows, r_max),
         ),
         Section(

@@ -18,7 +18,7 @@ def variance_table(rows: Sequence[LayerMoments], r_max: float) -> list[list[str]
     """Returns a header and one row per layer (the paper's Table 2)."""
     table = [
         [
-            *["layer", "units", "sampled variance", "95 % interval ±", "propagated", "ratio"],
+            *["layer", "units", "sampled variance", "95 % interval ±", "propagated", "ratio", "ratio, bivariate"],
             *["neighbours' correlation", "r_max", "distance to normal"],
         ]
     ]
@@ -32,6 +32,7 @@ def variance_table(rows: Sequence[LayerMoments], r_max: float) -> list[list[str]
                 f"{(high - low) / 2:.2g}",
                 f"{row.propagated.mean():.4g}",
                 f"{row.ratio:.3f}",
+                f"{row.bivariate_ratio:.3f}",
                 "-" if np.isnan(row.correlation) else f"{row.correlation:.3f}",
                 f"{r_max:g}",
                 f"{row.gaussianity:.3f}",
@@ -49,6 +50,9 @@ def ratio_plot(rows: Sequence[LayerMoments]):
     colour, _ = STYLES[0]
     axes.fill_between(depth, low, high, color=colour, alpha=0.2, linewidth=0, label="channels, middle half")
     axes.plot(depth, [r.ratio for r in rows], color=colour, marker="o", linewidth=1.8, label="mean over channels")
+    other, _ = STYLES[1]
+    bivariate = [r.bivariate_ratio for r in rows]
+    axes.plot(depth, bivariate, color=other, marker="s", linestyle="--", label="with the covariance of two ReLUs")
     axes.axhline(1.0, color="#888888", linewidth=1)
     axes.annotate("equal", (depth[-1], 1.0), ha="right", va="bottom", color="#666666", fontsize=8)
     axes.set_yscale("log", base=2)
