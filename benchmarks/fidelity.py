@@ -151,7 +151,7 @@ def measure(name: str, sigma: float, flags) -> dict:
     for one in found:
         short = one.name.replace(" (r_max 0.1)", "").replace("gates from the propagated covariance", "own gates")
         row |= {f"{short} rank": one.rank_correlation, f"{short} ratio": one.median_ratio}
-        row[f"{short} images"] = int(one.compared.sum())
+    row["images"] = int(found[0].compared.sum())
     examples = images[:: len(images) // EXAMPLES]
     return (
         row | moments_held_against_samples(network, examples) | adds_held_against_samples(classifier, sigma, examples)

@@ -23,7 +23,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 NOTE = "<!-- Built by docs/results/build.py from data/ and pages/. -->\n\n"
 _OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
-_REFERENCE = re.compile(r"(\w+)\[([^\]]*)\]\.(\w[\w .%@-]*\w|\w)(?=\s*(?:[-+*/):]|$))")
+_REFERENCE = re.compile(r"(\w+)\[([^\]]*)\]\.(\w[\w .,'%@-]*\w|\w)(?=\s*(?:[-+*/):]|$))")
 
 
 def rows_of(name: str) -> list[dict]:
