@@ -34,6 +34,7 @@ _NAMES = {
     "Recipe": "experiments.recipes",
     # Certification (Cohen, Rosenfeld, Kolter, ICML 2019).
     "SmoothedClassifier": "certification.smoothing",
+    "adapt": "runtime.adapting",
     "Certificates": "certification.certificates",
     "average_certified_radius": "certification.certificates",
     "certified_accuracy": "certification.certificates",

@@ -8,6 +8,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -16,6 +17,7 @@ from covkeras.certification.certificates import Certificates, Predictions, Radiu
 from covkeras.certification.deciding import certify_at_each, certify_to_each
 from covkeras.certification.noise import make_noise
 from covkeras.certification.voting import PRECISIONS, Ballot, rebuilt
+from covkeras.runtime.adapting import adapt
 from covkeras.runtime.classifiers import check_classifier, check_fixed_size, check_weights, warn_of_scale, with_a_graph
 from covkeras.runtime.validation import check_choice, check_count, check_images, check_sigma
 
@@ -33,7 +35,8 @@ class SmoothedClassifier:
     but an unlucky draw would hit all images at once.)
 
     Args:
-        classifier: a built Keras model, images in [0, 1] to logits.
+        classifier: a built Keras model, images in [0, 1] to logits; or a SavedModel (loaded, or its folder) or another
+            callable that says what it takes; `covkeras.adapt` makes one of what expects other images, or does not say.
         sigma: noise level, in [0, 1] pixel units.
         batch_size: noisy copies per forward pass; by default as many as suit the image's size.
         noise: "lattice", exact for images on the 8-bit grid, or "gaussian", float32 as the field samples it.
@@ -62,7 +65,7 @@ class SmoothedClassifier:
         precision: str | None = None,
         strategy: tf.distribute.Strategy | None = None,
     ):
-        classifier = with_a_graph(classifier)
+        classifier = with_a_graph(classifier if isinstance(classifier, keras.layers.Layer) else adapt(classifier))
         check_classifier(classifier)
         check_fixed_size(classifier.inputs[0].shape[1:])
         self.sigma = check_sigma(sigma)

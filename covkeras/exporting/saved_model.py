@@ -24,6 +24,7 @@ from covkeras.moments.adjoint import adjoint_margin, calibrate_gates
 from covkeras.moments.gaussian import margin
 from covkeras.moments.gradients import automatic
 from covkeras.moments.network import MomentNetwork
+from covkeras.runtime.adapting import foreign_layers
 from covkeras.runtime.classifiers import check_weights, probe_images
 from covkeras.runtime.validation import check_alpha, check_count, check_enough, check_enough_to_predict
 
@@ -102,6 +103,7 @@ def export(
     try:
         module = tf.Module()
         module.held = [getattr(v, "value", v) for v in smoothed.classifier.variables]
+        module.foreign = [variable for layer in foreign_layers(smoothed.classifier) for variable in layer.held]
         tf.saved_model.save(module, str(aside), signatures=signatures)
         _write_extra(aside, smoothed, names, defaults, metadata, signatures)
         os.rename(aside, folder)
