@@ -1,10 +1,12 @@
 """Classifiers from elsewhere: what `adapt` makes of them answers as they do, and is certified and exported as it is."""
 
+from pathlib import Path
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import grid_images, small_classifier
+from conftest import call_program, grid_images, small_classifier
 
 import covkeras as ck
 from covkeras.certification.records import classifier_digest
@@ -139,6 +141,44 @@ def test_two_functions_are_told_apart_in_a_files_record(module, rng):
     assert classifier_digest(ck.adapt(other, input_shape=(8, 8, 1))) != digests[0]
     scaled = classifier_digest(ck.adapt(lambda x: 2.0 * module(x), input_shape=(8, 8, 1)))
     assert scaled != digests[0]
+
+
+def test_the_program_certifies_a_saved_model_of_other_pixels(tmp_path):
+    """A softmax of pixels to 255, without its code: the certificates of the network behind it, image by image."""
+    plain = small_classifier(classes=10)
+    plain.save(tmp_path / "plain.keras")
+    odd = keras.Sequential(
+        [keras.Input((8, 8, 1)), keras.layers.Rescaling(1 / 255), plain, keras.layers.Activation("softmax")]
+    )
+    odd.export(tmp_path / "odd", verbose=False)
+    program = Path(__file__).parent.parent / "training" / "certify.py"
+    budget = ["--data", "digits", "--sigma", "0.25", "--n", "300", "--alpha", "0.01", "--max", "6"]
+    rows = {}
+    for name, given in (
+        ("plain", [tmp_path / "plain.keras"]),
+        ("odd", [tmp_path / "odd", "--input-range", "0", "255", "--ends-in", "softmax"]),
+    ):
+        done = call_program(program, *given, *budget, "--out", tmp_path / f"{name}.tsv")
+        assert done.returncode == 0, done.stderr
+        lines = (tmp_path / f"{name}.tsv").read_text().splitlines()
+        place = lines[0].split("\t").index("time")
+        rows[name] = [[v for i, v in enumerate(line.split("\t")) if i != place] for line in lines]
+    assert rows["plain"] == rows["odd"] and len(rows["odd"]) == 7
+    refused = call_program(program, tmp_path / "odd", *budget, "--out", tmp_path / "no.tsv")
+    assert refused.returncode == 2 and "covkeras.adapt(classifier, ends_in='softmax')" in refused.stderr
+    nothing = call_program(program, tmp_path, *budget, "--out", tmp_path / "no.tsv")
+    assert nothing.returncode == 2 and "neither a .keras file nor a folder" in nothing.stderr
+
+
+def test_channels_first_is_named_with_its_remedy(tmp_path):
+    first = keras.Sequential([keras.Input((1, 8, 8)), keras.layers.Flatten(), keras.layers.Dense(10)])
+    first.save(tmp_path / "first.keras")
+    program = Path(__file__).parent.parent / "training" / "certify.py"
+    budget = ["--data", "digits", "--sigma", "0.25", "--n", "300", "--alpha", "0.01", "--max", "2"]
+    refused = call_program(program, tmp_path / "first.keras", *budget, "--out", tmp_path / "no.tsv")
+    assert refused.returncode == 2 and "channels first, (1, 8, 8), digits has (8, 8, 1)" in refused.stderr
+    done = call_program(program, tmp_path / "first.keras", "--channels-first", *budget, "--out", tmp_path / "c.tsv")
+    assert done.returncode == 0, done.stderr
 
 
 def test_what_is_not_known_or_does_not_fit_is_refused_with_the_remedy(module, tmp_path):

@@ -16,7 +16,6 @@ from covkeras.runtime.later import Later
 certification = Later("covkeras.certification")
 diagnostics = Later("covkeras.diagnostics")
 jobs = Later("covkeras.experiments.jobs")
-keras = Later("keras")
 records = Later("covkeras.certification.records")
 report = Later("covkeras.reports.results")
 
@@ -30,7 +29,8 @@ def parse(arguments=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=cli.Formatter, allow_abbrev=False
     )
-    parser.add_argument("classifier", type=user_path, help="the certified classifier (.keras)")
+    parser.add_argument("classifier", type=user_path, help="the certified classifier, .keras or a SavedModel's folder")
+    cli.add_classifier_flags(parser)
     parser.add_argument("--certificates", required=True, type=user_path, metavar="FILE", help="its certificates.tsv")
     parser.add_argument(
         "--data-dir", type=user_path, metavar="DIR", help="folder of prepared TFDS data sets (default: TFDS's own)"
@@ -47,7 +47,7 @@ def parse(arguments=None) -> argparse.Namespace:
 
 def attack(flags, stop) -> None:
     settings = records.read_settings(flags.certificates)
-    classifier = keras.models.load_model(flags.classifier, compile=False)
+    classifier = cli.load_classifier(flags.classifier, flags)
     smoothed = certification.SmoothedClassifier(
         classifier, settings["sigma"], noise=settings["noise"], precision=settings.get("rebuilt_in")
     )

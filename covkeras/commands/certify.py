@@ -26,7 +26,6 @@ cohen = Later("covkeras.certification.cohen")
 deciding = Later("covkeras.certification.deciding")
 devices = Later("covkeras.runtime.devices")
 jobs = Later("covkeras.experiments.jobs")
-keras = Later("keras")
 precision = Later("covkeras.experiments.precision")
 records = Later("covkeras.certification.records")
 report = Later("covkeras.reports.results")
@@ -38,6 +37,7 @@ EXAMPLES = """examples:
   covkeras certify mine.keras --data mnist --data-dir DIR --sigma 0.5 --shard 3/8 --out shard3.tsv
   covkeras certify mine.keras --data mnist --data-dir DIR --sigma 0.5 --radius 0.5 --precision bfloat16
   covkeras certify mine.keras --data mnist --data-dir DIR --sigma 0.5 --tolerance 0.05 --out to.tsv
+  covkeras certify exported/1 --input-range 0 255 --ends-in softmax --data cifar10 --data-dir DIR --sigma 0.25
   covkeras certify --merge whole.tsv shard*.tsv
 """
 
@@ -47,8 +47,13 @@ def parse(arguments=None) -> argparse.Namespace:
         description=__doc__, epilog=EXAMPLES, formatter_class=cli.Formatter, allow_abbrev=False
     )
     parser.add_argument(
-        "files", nargs="+", metavar="FILE", type=user_path, help="the classifier (.keras); with --merge the shards"
+        "files",
+        nargs="+",
+        metavar="FILE",
+        type=user_path,
+        help="the classifier, .keras or a SavedModel's folder; with --merge the shards",
     )
+    cli.add_classifier_flags(parser)
     parser.add_argument("--merge", metavar="OUT", type=user_path, help="merge shards into OUT instead of certifying")
     parser.add_argument(
         "--out", metavar="FILE", type=user_path, help="certificates, appended to (default: certificates.tsv)"
@@ -125,7 +130,7 @@ def certify(flags, stop) -> None:
         raise ValueError("give one classifier file and --sigma, or --merge OUT and the shards.")
     if flags.radius is not None and flags.tolerance is not None:
         raise ValueError("give --radius or --tolerance, not both: one decides a radius, the other measures it.")
-    classifier = keras.models.load_model(flags.files[0], compile=False)
+    classifier = cli.load_classifier(flags.files[0], flags)
     strategy = devices.strategy(flags.devices)
     strategy = strategy if strategy.num_replicas_in_sync > 1 else None
     smoothed = certification.SmoothedClassifier(

@@ -11,7 +11,10 @@ from covkeras.experiments.recipe import METHODS, Recipe, own_hyperparameters
 from covkeras.runtime import fields, startup
 from covkeras.runtime.files import user_path
 from covkeras.runtime.interrupts import Interrupted, Interrupts
+from covkeras.runtime.later import Later
 from covkeras.runtime.validation import check_between
+
+adapting, keras = Later("covkeras.runtime.adapting"), Later("keras")
 
 
 class Formatter(argparse.RawDescriptionHelpFormatter):
@@ -93,6 +96,37 @@ def add_environment_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--devices", default="auto", help="auto (all GPUs, or the CPU), cpu, or a number of devices")
     parser.add_argument("--checkpoint-minutes", type=float, default=10.0, metavar="MIN", help="between checkpoints")
+
+
+def add_classifier_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of a classifier that expects other images than ours, or does not end in logits."""
+    parser.add_argument(
+        "--input-range", nargs=2, type=float, default=[0.0, 1.0], metavar=("LOW", "HIGH"), help="pixels it expects"
+    )
+    parser.add_argument(
+        "--ends-in",
+        default="logits",
+        choices=("logits", "softmax", "sigmoid"),
+        help="its answers (default: logits)",
+    )
+    parser.add_argument("--channels-first", action="store_true", help="it takes (batch, channels, height, width)")
+
+
+def load_classifier(path: str, arguments: argparse.Namespace):
+    """Loads a .keras file or the folder of a SavedModel, and adapts it to images in [0, 1] where the flags ask for it.
+
+    Raises:
+        ValueError, OSError: it is neither, or what `adapt` refuses.
+    """
+    told = (*arguments.input_range, arguments.ends_in, arguments.channels_first) != (0.0, 1.0, "logits", False)
+    if str(path).endswith(".keras") and not told:
+        return keras.models.load_model(path, compile=False)
+    return adapting.adapt(
+        path,
+        input_range=arguments.input_range,
+        ends_in=arguments.ends_in,
+        channels_first=arguments.channels_first,
+    )
 
 
 def environment_from(arguments: argparse.Namespace, stop: Callable[[], bool]) -> Environment:

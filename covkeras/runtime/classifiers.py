@@ -58,7 +58,8 @@ def check_classifier(classifier) -> None:
     if name:
         raise ValueError(
             f"classifier must end in logits, but layer {name!r} ends in probabilities. Remove the softmax (or "
-            "sigmoid) at the end: the losses apply it, and the predicted class does not change."
+            "sigmoid) at the end: the losses apply it, and the predicted class does not change. To certify it as it "
+            "is: covkeras.adapt(classifier, ends_in='softmax')."
         )
     check_weights(classifier)
     _check_answers(classifier)
@@ -148,7 +149,8 @@ def _check_answers(classifier) -> None:
             raise ValueError(
                 f"classifier must end in logits, but its answers are probabilities: on {len(images)} test images all "
                 f"lie in [0, 1]{' and sum to 1' if softmax else ''}. Remove the softmax (or sigmoid) at the end: the "
-                "losses apply it, and the predicted class does not change."
+                "losses apply it, and the predicted class does not change. To certify it as it is: "
+                "covkeras.adapt(classifier, ends_in='softmax')."
             )
     _ANSWERED.add(classifier)
 
@@ -170,6 +172,11 @@ def check_fits(classifier, data_name: str, image_shape, classes: int) -> None:
         raise ValueError(
             f"classifier must have an output for each of {data_name}'s {classes} classes, got {outputs} outputs. Name "
             "the data set it was trained on, or give it another head."
+        )
+    if len(takes) == 3 and takes != tuple(image_shape) and takes == (image_shape[-1], *image_shape[:2]):
+        raise ValueError(
+            f"classifier takes images channels first, {takes}, {data_name} has {tuple(image_shape)}: "
+            "covkeras.adapt(classifier, channels_first=True), or --channels-first."
         )
     if len(takes) != len(image_shape) or any(t not in (None, s) for t, s in zip(takes, image_shape, strict=True)):
         raise ValueError(
@@ -202,7 +209,8 @@ def warn_of_scale(classifier) -> None:
     if alike and classes > 1:
         warnings.warn(
             f"classifier gives {len(images)} different test images in [0, 1] all one class with nearly one margin, "
-            f"and the same from 0 to 255 {classes} classes: it seems to expect 0 to 255. {INSIDE[0].upper()}"
+            f"and the same from 0 to 255 {classes} classes: it seems to expect 0 to 255: "
+            f"covkeras.adapt(classifier, input_range=(0, 255)), or --input-range 0 255. {INSIDE[0].upper()}"
             f"{INSIDE[1:]}",
             UserWarning,
             stacklevel=4,
