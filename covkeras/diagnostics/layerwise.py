@@ -34,7 +34,8 @@ class LayerMoments:
     propagated: (channels,) by the rules. bivariate: (channels,) by them with the covariance of two ReLUs, of the first
     image. correlation: of horizontal and vertical neighbours, as found; NaN without
     pixels. cloud: (samples, up to 32 channels) of the first image at its central pixel. cloud_mean, cloud_cov: the
-    propagated mean (channels,) and covariance (channels, channels) there, of the same channels. gaussianity: the
+    propagated mean (channels,) and covariance (channels, channels) there, of the same channels; cloud_bivariate: with
+    the covariance of two ReLUs. gaussianity: the
     Kolmogorov distance between a channel of the cloud and the normal of its mean and variance, mean over channels.
     """
 
@@ -48,6 +49,7 @@ class LayerMoments:
     cloud: np.ndarray
     cloud_mean: np.ndarray
     cloud_cov: np.ndarray
+    cloud_bivariate: np.ndarray
     gaussianity: float
 
     @property
@@ -187,7 +189,7 @@ class _Sums:
         chunks = np.array(self.variances) / images
         sampled, by_chunk = chunks.mean(0), chunks.mean(1)
         half = scipy.stats.t.ppf(0.975, _CHUNKS - 1) * by_chunk.std(ddof=1) / math.sqrt(_CHUNKS)
-        cloud = np.concatenate(self.cloud)
+        cloud, other = np.concatenate(self.cloud), ops.convert_to_numpy(bivariate_cov)
         mean, cov = ops.convert_to_numpy(ops.cast(propagated.mean, "float32")), ops.convert_to_numpy(propagated.cov)
         repeats = mean.shape[-1] // cov.shape[-1]
         kept = cloud.shape[1]
@@ -197,11 +199,12 @@ class _Sums:
             sampled=sampled,
             interval=(by_chunk.mean() - half, by_chunk.mean() + half),
             propagated=np.tile(np.diag(cov), repeats),
-            bivariate=np.tile(np.diag(ops.convert_to_numpy(bivariate_cov)), repeats),
+            bivariate=np.tile(np.diag(other), repeats),
             correlation=self.products / self.squares if self.squares else float("nan"),
             cloud=cloud,
             cloud_mean=self.at_centre(mean)[0, :kept],
             cloud_cov=cov[:kept, :kept],
+            cloud_bivariate=other[:kept, :kept],
             gaussianity=gaussianity(cloud),
         )
 

@@ -52,7 +52,8 @@ def layer_sections(rows: Sequence[LayerMoments], shown: Sequence[str], r_max: fl
     if clouds:
         words = (
             "The first two channels at the central pixel of the first image: samples (darker where dense), the ellipse "
-            "that would hold 95 % of a normal distribution of the sampled covariance, and that of the propagated one."
+            "that would hold 95 % of a normal distribution of the sampled covariance, that of "
+            "the propagated one, and of the one propagated with the covariance of two ReLUs."
         )
         sections.append(Section("Samples and ellipses", words, {"clouds": pictures.cloud_plot(clouds)}))
     return sections

@@ -72,8 +72,8 @@ def ellipse(mean, cov, scale: float = _ELLIPSE) -> np.ndarray:
 
 
 def cloud_plot(rows: Sequence[LayerMoments]):
-    """Returns the first two channels' samples with their density, and both ellipses (95 %), a panel per layer (the
-    paper's Figure 6)."""
+    """Returns the first two channels' samples with their density, and ellipses (95 %), a panel per layer: as sampled,
+    by the paper's rules, with the covariance of two ReLUs (the paper's Figure 6)."""
     figure, panels = new_figure(len(rows), columns=min(2, len(rows)))
     floor = gaussianity_floor(len(rows[0].cloud))
     for row, axes in zip(rows, np.atleast_1d(panels), strict=True):
@@ -84,6 +84,8 @@ def cloud_plot(rows: Sequence[LayerMoments]):
         axes.plot(*sampled.T, color=STYLES[0][0], linestyle="-", linewidth=1.8, label="sampled, 95 %")
         propagated = ellipse(row.cloud_mean[:2], row.cloud_cov[:2, :2])
         axes.plot(*propagated.T, color=STYLES[1][0], linestyle="--", linewidth=1.8, label="propagated, 95 %")
+        both = ellipse(row.cloud_mean[:2], row.cloud_bivariate[:2, :2])
+        axes.plot(*both.T, color=STYLES[2][0], linestyle="-.", linewidth=1.8, label="covariance of two ReLUs, 95 %")
         axes.set(xlabel="channel 1 (units of the layer)", ylabel="channel 2")
         axes.set_title(
             f"{row.name}\ndistance to normal {row.gaussianity:.3f}, of normal samples {floor:.3f}", fontsize=9
