@@ -34,8 +34,8 @@ class LayerMoments:
     propagated: (channels,) by the rules. bivariate: (channels,) by them with the covariance of two ReLUs, of the first
     image. correlation: of horizontal and vertical neighbours, as found; NaN without
     pixels. cloud: (samples, up to 32 channels) of the first image at its central pixel. cloud_mean, cloud_cov: the
-    propagated mean (channels,) and covariance (channels, channels) there, of the same channels; cloud_bivariate: with
-    the covariance of two ReLUs. gaussianity: the
+    propagated mean (channels,) and covariance (channels, channels) there, of the same channels; cloud_bivariate: both
+    with the covariance of two ReLUs. gaussianity: the
     Kolmogorov distance between a channel of the cloud and the normal of its mean and variance, mean over channels.
     """
 
@@ -49,7 +49,7 @@ class LayerMoments:
     cloud: np.ndarray
     cloud_mean: np.ndarray
     cloud_cov: np.ndarray
-    cloud_bivariate: np.ndarray
+    cloud_bivariate: Gaussian
     gaussianity: float
 
     @property
@@ -147,7 +147,7 @@ def layer_moments(
             for name in chosen:
                 sums[name].add(chunk, ops.convert_to_numpy(ops.cast(seen[name].mean, "float32")), keep=i == 0)
             progress()
-    return [sums[name].result(name, means[name], both[name].cov, len(images)) for name in chosen]
+    return [sums[name].result(name, means[name], both[name], len(images)) for name in chosen]
 
 
 def _check_memory(means: dict[str, Gaussian], copies: int, memory_gb: float) -> None:
@@ -185,11 +185,12 @@ class _Sums:
     def at_centre(values: np.ndarray) -> np.ndarray:
         return values[:, values.shape[1] // 2, values.shape[2] // 2] if values.ndim == 4 else values
 
-    def result(self, name: str, propagated: Gaussian, bivariate_cov, images: int) -> LayerMoments:
+    def result(self, name: str, propagated: Gaussian, both: Gaussian, images: int) -> LayerMoments:
         chunks = np.array(self.variances) / images
         sampled, by_chunk = chunks.mean(0), chunks.mean(1)
         half = scipy.stats.t.ppf(0.975, _CHUNKS - 1) * by_chunk.std(ddof=1) / math.sqrt(_CHUNKS)
-        cloud, other = np.concatenate(self.cloud), ops.convert_to_numpy(bivariate_cov)
+        cloud, other = np.concatenate(self.cloud), ops.convert_to_numpy(both.cov)
+        other_mean = ops.convert_to_numpy(ops.cast(both.mean, "float32"))
         mean, cov = ops.convert_to_numpy(ops.cast(propagated.mean, "float32")), ops.convert_to_numpy(propagated.cov)
         repeats = mean.shape[-1] // cov.shape[-1]
         kept = cloud.shape[1]
@@ -204,7 +205,7 @@ class _Sums:
             cloud=cloud,
             cloud_mean=self.at_centre(mean)[0, :kept],
             cloud_cov=cov[:kept, :kept],
-            cloud_bivariate=other[:kept, :kept],
+            cloud_bivariate=Gaussian(self.at_centre(other_mean)[0, :kept], other[:kept, :kept]),
             gaussianity=gaussianity(cloud),
         )
 

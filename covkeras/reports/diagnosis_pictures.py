@@ -84,7 +84,7 @@ def cloud_plot(rows: Sequence[LayerMoments]):
         axes.plot(*sampled.T, color=STYLES[0][0], linestyle="-", linewidth=1.8, label="sampled, 95 %")
         propagated = ellipse(row.cloud_mean[:2], row.cloud_cov[:2, :2])
         axes.plot(*propagated.T, color=STYLES[1][0], linestyle="--", linewidth=1.8, label="propagated, 95 %")
-        both = ellipse(row.cloud_mean[:2], row.cloud_bivariate[:2, :2])
+        both = ellipse(row.cloud_bivariate.mean[:2], row.cloud_bivariate.cov[:2, :2])
         axes.plot(*both.T, color=STYLES[2][0], linestyle="-.", linewidth=1.8, label="covariance of two ReLUs, 95 %")
         axes.set(xlabel="channel 1 (units of the layer)", ylabel="channel 2")
         axes.set_title(
