@@ -101,6 +101,7 @@ SIZES = {
     "Xception": 71,
     "InceptionV3": 75,
     "MobileNetV3Large": 32,
+    "VGG19": 32,
 }
 MODELS = {name: application(name, size) for name, size in SIZES.items()}
 MODELS |= {"transformer": transformer, "1-D convolution": sequence, "subclassed": subclassed}
