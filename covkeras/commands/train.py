@@ -50,6 +50,13 @@ def parse(arguments=None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def trained_by(recipe) -> dict:
+    """Returns what a run trains, in order, {method: recipe}: the reference, if there is one, and the recipe's own."""
+    if recipe.reference in ("none", recipe.method):
+        return {recipe.method: recipe}
+    return {recipe.reference: recipe.with_method(recipe.reference, reference="none"), recipe.method: recipe}
+
+
 def work(recipe, folder: RunFolder, environment: Environment) -> None:
     # A cluster must be joined before anything else asks for devices.
     strategy = distributed.connect() if distributed.cluster()[1] > 1 else None
@@ -58,12 +65,11 @@ def work(recipe, folder: RunFolder, environment: Environment) -> None:
         recipe = distributed.agreed(recipe, strategy)
     recipe = precision.settled(recipe, recorded, on=environment.devices)
     folder.check(recipe)
-    runs = {recipe.method: (recipe, folder)}
-    if recipe.reference not in ("none", recipe.method):
-        reference = RunFolder(folder.path / "reference")
-        runs = {recipe.reference: (recipe.with_method(recipe.reference, reference="none"), reference)} | runs
-        if reference.path.exists():
-            reference.check(runs[recipe.reference][0])
+    places = {recipe.reference: RunFolder(folder.path / "reference"), recipe.method: folder}
+    runs = {name: (one, places[name]) for name, one in trained_by(recipe).items()}
+    for one, place in runs.values():
+        if place is not folder and place.path.exists():
+            place.check(one)
 
     # Refuses what can't be loaded or shared before anything is written.
     data, (test, chosen) = fitting.load_training(recipe, environment), environment.load_certified(recipe)
@@ -89,10 +95,8 @@ def foretell(recipe, environment: Environment) -> None:
     except FileNotFoundError:
         data = forecast.stand_in(recipe)
         print(f"{recipe.data} is not prepared here: timed on random images of its size", file=sys.stderr)
-    both = {recipe.method: recipe}
-    if recipe.reference not in ("none", recipe.method):
-        both = {recipe.reference: recipe.with_method(recipe.reference, reference="none")} | both
-    print(report.plain(forecast.rows_of([forecast.forecast(one, data) for one in both.values()])))
+    foretold = [forecast.forecast(one, data) for one in trained_by(recipe).values()]
+    print(report.plain(forecast.rows_of(foretold)))
 
 
 def finish(recipe, folder: RunFolder, runs, classifiers, data, test, environment) -> None:

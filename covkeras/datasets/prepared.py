@@ -26,29 +26,14 @@ class Prepared:
     classes: int = 0
 
 
+# Streamed from the disk. Their test splits have no labels: the field certifies validation images.
+_LARGE = {"test": "validation", "streamed": True, "image_size": 224, "shape": (224, 224, 3)}
 PREPARED = {
     "mnist": Prepared("mnist", train_images=60_000, shape=(28, 28, 1), classes=10),
     "svhn": Prepared("svhn_cropped", train_images=73_257, shape=(32, 32, 3), classes=10),
     "cifar10": Prepared("cifar10", train_images=50_000, shape=(32, 32, 3), classes=10),
-    # Their test splits have no labels: the field certifies validation images.
-    "imagenet": Prepared(
-        "imagenet2012",
-        test="validation",
-        streamed=True,
-        image_size=224,
-        train_images=1_281_167,
-        shape=(224, 224, 3),
-        classes=1_000,
-    ),
-    "places365": Prepared(
-        "places365_small",
-        test="validation",
-        streamed=True,
-        image_size=224,
-        train_images=1_803_460,
-        shape=(224, 224, 3),
-        classes=365,
-    ),
+    "imagenet": Prepared("imagenet2012", train_images=1_281_167, classes=1_000, **_LARGE),
+    "places365": Prepared("places365_small", train_images=1_803_460, classes=365, **_LARGE),
 }
 
 

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from covkeras import models
+from covkeras import datasets, models
 from covkeras.datasets.labels import pair_flip
 from covkeras.experiments.jobs import Environment, progress_bar
 from covkeras.experiments.precision import settled, warn_if_slow
@@ -111,7 +111,7 @@ class _Watch(keras.callbacks.Callback):
 
 def load_training(recipe: Recipe, environment: Environment):
     """Loads the training split as the recipe wants it: limited, and with noisy labels if it says so."""
-    split = "train+validation" if recipe.train_on_validation else "train"
+    split = datasets.JOINED if recipe.train_on_validation else "train"
     data = environment.load(recipe, split).limited(recipe.train_images)
     if recipe.label_noise:
         if not hasattr(data, "with_labels"):

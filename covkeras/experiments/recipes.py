@@ -37,6 +37,18 @@ _LARGE = _SMALL.replace(
     switch_epoch=30,
 )
 
+# Cohen et al. 2019: what their two protocols have in common.
+_GPU = Recipe(
+    train_on_validation=True,
+    batch_size=256,
+    learning_rate=0.1,
+    weight_decay=0.001,
+    noisy_mean=True,
+    gamma=8.0,
+    certify_images=500,
+    certify_n=100_000,
+)
+
 RECIPES = {
     recipe.name: recipe
     for recipe in (
@@ -89,26 +101,18 @@ RECIPES = {
             certify_images=500,
             certify_every=20,
         ),
-        Recipe(
+        _GPU.replace(
             name="cifar10_rn110",
             source="Cohen et al. 2019 and those who compare with them: 150 epochs, batch 256, lr .1, x 0.1 at 50 and "
             "100, weight decay 1e-4 in the gradient (decoupled here); for one GPU",
             data="cifar10",
             model="resnet110",
             augmentation="crop_flip",
-            train_on_validation=True,
             epochs=150,
-            batch_size=256,
-            learning_rate=0.1,
             decay_epochs=(50, 100),
-            weight_decay=0.001,
-            noisy_mean=True,
-            gamma=8.0,
-            certify_images=500,
             certify_every=20,
-            certify_n=100_000,
         ),
-        Recipe(
+        _GPU.replace(
             name="imagenet_rn50",
             source="Cohen et al. 2019: 90 epochs, batch 256, lr .1, x 0.1 at 30 and 60, weight decay 1e-4 in the "
             "gradient (decoupled here); for eight GPUs",
@@ -116,17 +120,9 @@ RECIPES = {
             model="resnet50",
             augmentation="resized_crop_flip",
             image_size=224,
-            train_on_validation=True,
             epochs=90,
-            batch_size=256,
-            learning_rate=0.1,
             decay_epochs=(30, 60),
-            weight_decay=0.001,
-            noisy_mean=True,
-            gamma=8.0,
-            certify_images=500,
             certify_every=100,
-            certify_n=100_000,
         ),
         _LARGE.replace(name="imagenet", data="imagenet"),
         _LARGE.replace(name="places365", data="places365"),
