@@ -86,6 +86,8 @@ MOVED = {
     "validation": "runtime.validation",
     "cli": "commands.cli",
     "labels": "datasets.labels",
+    # As the field calls it.
+    "denoising": "models.denoisers",
 }
 
 __all__ = ["__version__", *_NAMES, *_PACKAGES]

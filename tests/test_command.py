@@ -58,7 +58,7 @@ def test_the_command_itself(capsys):
     listed = capsys.readouterr().out
     assert all(f"\n  {name} " in listed for name in COMMANDS)
     assert main(["--version"]) == 0 and capsys.readouterr().out.strip()
-    assert main(["magic"]) == 2 and "has no command 'magic'; it has train, certify" in capsys.readouterr().err
+    assert main(["magic"]) == 2 and "has no command 'magic'; it has train, denoise" in capsys.readouterr().err
     assert main(["train", "--show", "--lam", "2"]) == 0
     assert '"lam": 2.0' in capsys.readouterr().out
 

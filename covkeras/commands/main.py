@@ -11,6 +11,7 @@ from covkeras import __version__
 # Command -> its module here, and what it does.
 COMMANDS = {
     "train": ("train", "train, certify, report and export a recipe"),
+    "denoise": ("denoise", "certify a trained classifier as it is, behind a denoiser"),
     "certify": ("certify", "certify any Keras classifier file, in shards, fixed or sequentially"),
     "report": ("report", "tables and curves of certification logs, ours or the field's"),
     "compare": ("compare", "methods against each other, with equal epochs or seconds"),

@@ -10,6 +10,7 @@ from covkeras.experiments.runs import RunFolder
 from covkeras.runtime.files import quoted, user_path
 from covkeras.runtime.later import Later
 
+denoised = Later("covkeras.reports.denoised")
 devices = Later("covkeras.runtime.devices")
 diagnostics = Later("covkeras.diagnostics")
 distributed = Later("covkeras.experiments.distributed")
@@ -28,6 +29,7 @@ EXAMPLES = """examples:
   covkeras train --recipe cifar10 --smoke            any recipe, in minutes
   covkeras train --recipe imagenet_rn50 --dry-run    what it would take: ten steps, timed here
   covkeras train --method gaussian_augmentation --reference none
+  covkeras train --model mine.keras --data cifar10 --data-dir DIR --method consistency   on from its weights
   covkeras train --recipe runs/digits/recipe.json --lam 2 --run-dir runs/lam2
 
 The same command resumes a run that was stopped. The run folder holds recipe.json, classifier.keras, checkpoints/,
@@ -106,9 +108,13 @@ def finish(recipe, folder: RunFolder, runs, classifiers, data, test, environment
         _, labels, certificates = jobs.certify(one, place, classifiers[name], environment, title=f"certify {name}")
         fidelity = estimates(one, classifiers[name], test, certificates, data.head(64))
         results.append(report.Result(name, labels, certificates, fidelity))
-        histories[name] = place.history()
+        if rows := place.history():
+            histories[name] = rows
     title = f"{recipe.name}: {' and '.join(runs)}"
-    print(report.write_report(folder.report, results, recipe, histories, title))
+    more = []
+    if recipe.denoiser != "none":
+        more = [denoised.section(classifiers[recipe.method], test[:6], recipe.sigma, recipe.seed)]
+    print(report.write_report(folder.report, results, recipe, histories, title, more))
     print(f"\nreport: {folder.report / 'index.html'}")
     served = folder.export / recipe.name / "1"
     if not served.exists():
@@ -123,8 +129,12 @@ def train(recipe, folder, environment, strategy, title):
 
 
 def estimates(recipe, classifier, test, certificates, calibration):
-    """The propagated radii beside the certified ones."""
-    network = moments.MomentNetwork(classifier, recipe.sigma, recipe.r_max)
+    """The propagated radii beside the certified ones; none where a layer of someone's own has no rule."""
+    try:
+        network = moments.MomentNetwork(classifier, recipe.sigma, recipe.r_max)
+    except NotImplementedError as error:
+        print(f"no propagated radii: {error}", file=sys.stderr)
+        return []
     return diagnostics.fidelity(network, test, certificates, calibration.floats())
 
 

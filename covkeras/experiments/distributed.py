@@ -11,13 +11,20 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from covkeras.experiments.fitting import NonFiniteLoss, build_trainer, check_batch, check_finite, load_parts, observers
+from covkeras.experiments.fitting import (
+    NonFiniteLoss,
+    build_trainer,
+    check_batch,
+    check_finite,
+    kept,
+    load_parts,
+    observers,
+)
 from covkeras.experiments.jobs import Environment
 from covkeras.experiments.recipe import PRECISIONS
 from covkeras.experiments.recipes import Recipe
 from covkeras.experiments.runs import RunFolder
 from covkeras.runtime import devices
-from covkeras.runtime.files import write_aside
 from covkeras.runtime.interrupts import Interrupted
 from covkeras.training.checkpoints import CheckpointFolder, Checkpointing
 
@@ -88,8 +95,7 @@ def train_across_workers(
     with folder.held():
         classifier = _Loop(recipe, folder, strategy, environment, title).run()
         check_finite(classifier, recipe)
-        write_aside(folder.classifier_file, classifier.save)
-    return classifier
+        return kept(classifier, folder)
 
 
 class _Loop:

@@ -1,5 +1,7 @@
 """The training job: builds a recipe's classifier, trains it through `fit`, keeps its history and checkpoints."""
 
+import os
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -8,9 +10,11 @@ from covkeras import datasets, models
 from covkeras.datasets.labels import pair_flip
 from covkeras.experiments.jobs import Environment, progress_bar
 from covkeras.experiments.precision import settled, warn_if_slow
+from covkeras.experiments.recipe import DENOISERS, MODELS, objective_kind
 from covkeras.experiments.recipes import Recipe
 from covkeras.experiments.runs import RunFolder
 from covkeras.runtime import devices
+from covkeras.runtime.classifiers import check_fits, with_a_graph
 from covkeras.runtime.files import write_aside
 from covkeras.runtime.interrupts import Interrupted
 from covkeras.runtime.validation import check_labels
@@ -20,14 +24,47 @@ from covkeras.training.trainer import CertifiedTrainer
 
 
 def build_classifier(recipe: Recipe, data):
-    """Builds the recipe's model for the data's images and classes, with weights drawn from the recipe's seed."""
+    """Builds the recipe's model for the data's images and classes, with weights drawn from the recipe's seed, or reads
+    it from its file; with a denoiser in front where the recipe has one."""
+    classifier = None
+    if recipe.model not in MODELS:
+        classifier = with_a_graph(keras.models.load_model(recipe.model, compile=False))
+        check_fits(classifier, data.name, data.image_shape, len(data.class_names))
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(settled(recipe, report=lambda text: None).precision)
     try:
         keras.utils.set_random_seed(recipe.seed)
-        return getattr(models, recipe.model)(input_shape=data.image_shape, num_classes=len(data.class_names))
+        if classifier is None:
+            build = getattr(models, recipe.model)
+            classifier = build(input_shape=data.image_shape, num_classes=len(data.class_names))
+        if recipe.denoiser == "none":
+            return classifier
+        # What its method does not train must not move, nor a normalisation in it look at batches.
+        classifier.trainable = not objective_kind(recipe.method).denoises
+        conditioned = recipe.hyper.get("sigma_low", 0.0) > 0
+        denoiser = getattr(models, recipe.denoiser)(input_shape=data.image_shape, conditioned=conditioned)
+        return models.joined(denoiser, classifier, recipe.sigma if conditioned else None)
     finally:
         keras.config.set_dtype_policy(before)
+
+
+def check_parts(recipe: Recipe) -> None:
+    """Refuses a recipe whose classifier can't be built, or whose method has nothing to train in it.
+
+    Raises:
+        ValueError: a method that trains a denoiser, without one, or in front of a classifier that is not trained.
+        FileNotFoundError: the classifier's file.
+    """
+    if objective_kind(recipe.method).denoises:
+        if recipe.denoiser == "none":
+            raise ValueError(f"denoiser must be one of {', '.join(DENOISERS)} for {recipe.method}, which trains it.")
+        if recipe.model in MODELS:
+            raise ValueError(
+                f"model must be a trained classifier, a .keras file, for {recipe.method}, which trains a denoiser in "
+                f"front of it, got {recipe.model!r}, of which nothing is trained yet."
+            )
+    if recipe.model not in MODELS and not os.path.exists(recipe.model):
+        raise FileNotFoundError(f"model {recipe.model} does not exist. Name the classifier's .keras file.")
 
 
 def learning_rates(recipe: Recipe, steps: int):
@@ -41,9 +78,12 @@ def learning_rates(recipe: Recipe, steps: int):
 
 
 def build_optimizer(recipe: Recipe, steps: int) -> keras.optimizers.Optimizer:
-    """Builds SGD with the recipe's learning rates, `steps` steps an epoch."""
-    schedule = learning_rates(recipe, steps)
-    optimizer = keras.optimizers.SGD(schedule, momentum=recipe.momentum, weight_decay=recipe.weight_decay or None)
+    """Builds the recipe's optimizer with its learning rates, `steps` steps an epoch."""
+    schedule, decay = learning_rates(recipe, steps), recipe.weight_decay or None
+    if recipe.optimizer == "adam":
+        optimizer = keras.optimizers.Adam(schedule, beta_1=recipe.momentum, weight_decay=decay)
+    else:
+        optimizer = keras.optimizers.SGD(schedule, momentum=recipe.momentum, weight_decay=decay)
     if recipe.precision == "mixed_float16":
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
     return optimizer
@@ -110,7 +150,9 @@ class _Watch(keras.callbacks.Callback):
 
 
 def load_training(recipe: Recipe, environment: Environment):
-    """Loads the training split as the recipe wants it: limited, and with noisy labels if it says so."""
+    """Loads the training split as the recipe wants it: limited, and with noisy labels if it says so; first refuses a
+    recipe that can't be trained."""
+    check_parts(recipe)
     split = datasets.JOINED if recipe.train_on_validation else "train"
     data = environment.load(recipe, split).limited(recipe.train_images)
     if recipe.label_noise:
@@ -235,8 +277,14 @@ def _train(recipe: Recipe, folder: RunFolder, environment: Environment, title: s
     finally:
         watch.bar.close()
     check_finite(trainer.classifier, recipe)
-    write_aside(folder.classifier_file, trainer.classifier.save)
-    return trainer.classifier
+    return kept(trainer.classifier, folder)
+
+
+def kept(classifier, folder: RunFolder):
+    """Writes the run's classifier and returns it as its file has it: what is certified now is what a resumed run reads,
+    to the last word of its configuration."""
+    write_aside(folder.classifier_file, classifier.save)
+    return keras.models.load_model(folder.classifier_file, compile=False)
 
 
 def check_finite(classifier, recipe: Recipe) -> None:

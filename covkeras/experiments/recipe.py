@@ -15,6 +15,8 @@ from covkeras.runtime.validation import check_enough
 METHODS = tuple(objectives.METHODS)
 # Names alone, so that a recipe, and a command's --help, is there at once; a test holds them against what they name.
 MODELS = ("lenet", "lenet_5x5", "preact_resnet18", "narrow_resnet", "resnet110", "resnet50")
+DENOISERS = ("dncnn", "unet")
+OPTIMIZERS = ("sgd", "adam")
 SCHEDULES = ("steps", "cosine")
 NOISES = ("lattice", "gaussian")
 CERTIFIED_PRECISIONS = ("float32", "bfloat16", "float16")
@@ -56,6 +58,15 @@ def _check_method(name, value, why):
     return value
 
 
+def _check_model(name, value, why):
+    if str(value).endswith(".keras"):
+        # The whole path: the same command must find it from another folder, or be told that it is another.
+        return os.path.abspath(os.path.expanduser(value))
+    if value not in MODELS:
+        raise ValueError(f"{name} must be one of {', '.join(MODELS)}, or a .keras file, got {value!r}.")
+    return value
+
+
 @dataclasses.dataclass(frozen=True, init=False)
 class Recipe:
     """Every hyper-parameter of a run. Checked when made; see the fields' help for their meaning.
@@ -67,7 +78,12 @@ class Recipe:
     name: str = fields.text("digits", "the recipe's name")
     source: str = fields.text("", "where its values come from")
     data: str = fields.text("digits", "data set")
-    model: str = fields.choice("lenet", "classifier", MODELS)
+    model: str = fields.text(
+        "lenet",
+        f"classifier: {', '.join(MODELS)}; or a .keras file, trained on from its weights in its own precision",
+        _check_model,
+    )
+    denoiser: str = fields.choice("none", "denoiser in front of the classifier", ("none", *DENOISERS))
     method: str = fields.text(
         "covariance_radius", f"what training minimises: {', '.join(METHODS)}, or PACKAGE.MODULE:CLASS", _check_method
     )
@@ -85,7 +101,8 @@ class Recipe:
     )
     epochs: int = fields.count(30, "passes over the training images")
     batch_size: int = fields.count(64, "images per step, over all devices")
-    learning_rate: float = fields.number(0.01, "of SGD, at the start", 0, search="0.001:0.1:log")
+    optimizer: str = fields.choice("sgd", "what takes the steps", OPTIMIZERS)
+    learning_rate: float = fields.number(0.01, "at the start", 0, search="0.001:0.1:log")
     schedule: str = fields.choice(
         "steps", "the learning rate: in steps by --decay-epochs, or down a cosine to zero", SCHEDULES
     )
@@ -93,7 +110,7 @@ class Recipe:
     decay_epochs: tuple[int, ...] = fields.epochs((), "epochs after which the learning rate is multiplied by --decay")
     decay: float = fields.number(0.1, "factor on the learning rate", 0, 1, "right")
     momentum: float = fields.number(0.9, "of SGD", 0, 1, "left")
-    weight_decay: float = fields.number(0.0, "of SGD, decoupled", 0, closed="left", search="0.00001:0.01:log")
+    weight_decay: float = fields.number(0.0, "decoupled", 0, closed="left", search="0.00001:0.01:log")
     precision: str = fields.choice(
         "auto", "arithmetic of the layers; auto = the fastest on this device, recorded", PRECISIONS
     )

@@ -112,6 +112,26 @@ def moved(call: Call, gaussian: Gaussian, context) -> Gaussian:
     return Gaussian(mean, gaussian.cov)
 
 
+@propagate.register_operation("GetItem")
+def sliced(call: Call, gaussian: Gaussian, context) -> Gaussian:
+    """x[:, 1:], x[..., :2]: the mean's part, and of the channels that of the covariance too (exact)."""
+    channels, rank = gaussian.cov.shape[-1], len(gaussian.mean.shape)
+    key, _ = call.constant()
+    # Read from a file it is a list.
+    key = tuple(key) if isinstance(key, (tuple, list)) else (key,)
+    if Ellipsis in key:
+        at = key.index(Ellipsis)
+        key = (*key[:at], *[slice(None)] * (rank - len(key) + 1), *key[at + 1 :])
+    key += (slice(None),) * (rank - len(key))
+    whole = all(isinstance(part, slice) for part in (key[0], key[-1]))
+    if not whole or key[0] != slice(None) or gaussian.mean.shape[-1] != channels:
+        raise NotImplementedError(
+            f"No moment rule for GetItem (operation {call.name!r}) that takes one channel alone, or some of the batch. "
+            "Take slices: x[..., :1]."
+        )
+    return Gaussian(call(gaussian.mean), gaussian.cov[..., key[-1], key[-1]])
+
+
 @propagate.register_operation("Mean", "Sum")
 def reduced(call: Call, gaussian: Gaussian, context) -> Gaussian:
     """Over M positions: mean averaged or summed, cov S / M or M S (approximate: positions correlate)."""

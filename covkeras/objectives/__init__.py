@@ -8,15 +8,17 @@ from covkeras.objectives.base import Objective, Step
 from covkeras.objectives.consistency import Consistency
 from covkeras.objectives.covariance_radius import CovarianceRadius
 from covkeras.objectives.cross_entropy import CrossEntropy, TruncatedLq
+from covkeras.objectives.denoising import Denoising
 from covkeras.objectives.gaussian_augmentation import GaussianAugmentation
 from covkeras.objectives.macer import Macer
+from covkeras.objectives.stability import Stability
 from covkeras.objectives.terms import Terms
 from covkeras.runtime import fields
 
-METHODS = {
-    o.name: o
-    for o in (GaussianAugmentation, CovarianceRadius, AdjointRadius, Macer, Consistency, CrossEntropy, TruncatedLq)
-}
+_CLASSIFYING = (GaussianAugmentation, CovarianceRadius, AdjointRadius, Macer, Consistency, CrossEntropy, TruncatedLq)
+# Those that train a denoiser in front of a classifier.
+DENOISING = (Denoising, Stability)
+METHODS = {kind.name: kind for kind in (*_CLASSIFYING, *DENOISING)}
 
 __all__ = [
     "METHODS",
@@ -24,9 +26,11 @@ __all__ = [
     "Consistency",
     "CovarianceRadius",
     "CrossEntropy",
+    "Denoising",
     "GaussianAugmentation",
     "Macer",
     "Objective",
+    "Stability",
     "Step",
     "Terms",
     "TruncatedLq",

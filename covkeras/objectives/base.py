@@ -39,11 +39,14 @@ class Objective:
 
     Attributes:
         name: of the method. sigma: noise level. lam: weight of the robustness loss, from epoch `switch_epoch` on.
-        copies: noise samples per image that a step needs.
+        copies: noise samples per image that a step needs. denoises: whether it trains a denoiser in front of a frozen
+            classifier. labelled: whether its loss needs labels; without, batches may be images alone.
     """
 
     name = ""
     copies = 0
+    denoises = False
+    labelled = True
     lam = 0.0
     switch_epoch = 0
 

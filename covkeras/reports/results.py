@@ -106,13 +106,15 @@ def write_report(
     recipe: Recipe | None = None,
     histories: dict | None = None,
     title: str = "Certified accuracy",
+    more: Sequence[Section] = (),
 ) -> str:
     """Writes the report of certified results: curve.png, fidelity_*.png, training.png and a report's files; returns
-    the terminal's tables."""
+    the terminal's tables. more: sections of the caller's, below the curve."""
     caption = caption_of(recipe) if recipe else ""
     sections = [
         Section(figures={"curve": accuracy_plot(results, caption)}, rows=accuracy_table(results), note=CERTIFIED_NOTE)
     ]
+    sections += more
     if any(r.fidelity for r in results):
         figures = {f"fidelity_{i}": fidelity_plot(r) for i, r in enumerate(results) if r.fidelity}
         title_of_it = "Propagated against certified radius"

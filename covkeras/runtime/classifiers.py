@@ -6,7 +6,18 @@ import weakref
 
 import numpy as np
 
-from covkeras.runtime.validation import INSIDE
+from covkeras.runtime.validation import INSIDE, check_count
+
+
+def image_input(input_shape):
+    """Returns the input of a new model of images. Raises ValueError: no (height, width, channels)."""
+    import keras
+
+    if len(input_shape) != 3:
+        raise ValueError(f"input_shape must be (height, width, channels), got {tuple(input_shape)}.")
+    for name, value in zip(("height", "width", "channels"), input_shape, strict=True):
+        check_count(f"input_shape's {name}", value)
+    return keras.Input(tuple(input_shape), name="images")
 
 
 def with_a_graph(classifier):

@@ -15,9 +15,9 @@ class Batch(NamedTuple):
     """One replica's part of a global batch.
 
     images: float32 (batch, ...) in [0, 1]. labels: int64 (batch,). weights: float32 (batch,), or None. targets: the
-    labels as they came, for the user's metrics. count: how many images are this replica's own: 0, with a black one in
-    their place, where the batch had none left for it. total: of all replicas; start: of those before. replicas: their
-    number.
+    labels as they came, for the user's metrics; None where there were none. count: how many images are this replica's
+    own: 0, with a black one in their place, where the batch had none left for it. total: of all replicas; start: of
+    those before. replicas: their number.
     """
 
     images: object
@@ -52,13 +52,14 @@ def shared(images, labels, weights, targets) -> Batch:
     return Batch(images, labels, weights, targets, count, tf.reduce_sum(counts), start, replicas)
 
 
-def checked_batch(data, image_shape, classes: int) -> tuple:
+def checked_batch(data, image_shape, classes: int, labelled: bool = True) -> tuple:
     """Unpacks a batch and refuses what would silently train on the wrong thing.
 
     Args:
         data: (images, labels) or (images, labels, sample_weight), as Keras has them; images and labels may be a
             dictionary or list of one; {"image": ..., "label": ...} as TFDS has them.
         image_shape: the classifier's, None for an axis of any length. classes: their number.
+        labelled: whether there must be labels; without them they are 0, and None as given.
 
     Returns:
         images float32 (batch, ...), labels int64 (batch,), weights float32 (batch,) or None, and the labels as given.
@@ -70,12 +71,14 @@ def checked_batch(data, image_shape, classes: int) -> tuple:
         data = (data["image"], data["label"])
     images, targets, weights = keras.utils.unpack_x_y_sample_weight(data)
     images, targets = _only("images", images), _only("labels", targets)
-    if targets is None:
+    if targets is None and labelled:
         raise ValueError("data must be batches (images, labels), or with sample weights; got no labels.")
     if not images.dtype.is_floating:
         raise TypeError(f"images must be floating-point numbers in [0, 1], got {images.dtype.name}. Divide by 255.")
     images = _shaped(images, image_shape)
-    labels, checks = _class_numbers(tf.convert_to_tensor(targets), classes, tf.shape(images)[0])
+    labels, checks = tf.zeros(tf.shape(images)[:1], tf.int64), []
+    if targets is not None:
+        labels, checks = _class_numbers(tf.convert_to_tensor(targets), classes, tf.shape(images)[0])
     low, high = tf.reduce_min(images), tf.reduce_max(images)
     some = tf.size(images) > 0
     inside = ~some | ((low >= 0) & (high <= 1))

@@ -211,7 +211,8 @@ class CertifiedTrainer(keras.Model):
     def metrics(self):
         # Just those that a step reports: Keras then reads them itself, summed over the replicas, where it would else
         # average what each of them returned.
-        compiled = getattr(self, "_compile_metrics", None)
+        # Without labels there is nothing for those of `compile`.
+        compiled = getattr(self, "_compile_metrics", None) if "accuracy" in self._reported else None
         own = [self.means[name] for name in self._reported]
         return [*own, *([compiled] if compiled is not None else [])]
 
@@ -244,11 +245,12 @@ class CertifiedTrainer(keras.Model):
         return tf.reduce_sum(values) / total
 
     def _update(self, batch: Batch, terms: Terms, regularisers, loss):
-        labels = batch.own(batch.labels)
-        hit = tf.cast(tf.argmax(terms.logits, -1) == labels, tf.float32)
         # Shares add up to the batch's loss, which counts as often as the batch has images.
         shared = (loss * batch.replicas, batch.total / batch.replicas)
-        values = {"loss": shared, "classification_loss": (terms.classification, None), "accuracy": (hit, None)}
+        values = {"loss": shared, "classification_loss": (terms.classification, None)}
+        if batch.targets is not None:
+            hit = tf.cast(tf.argmax(terms.logits, -1) == batch.own(batch.labels), tf.float32)
+            values["accuracy"] = (hit, None)
         if terms.robustness is not None:
             values["robustness_loss"] = (terms.robustness, None)
         if terms.radius is not None:
@@ -260,7 +262,7 @@ class CertifiedTrainer(keras.Model):
         self._reported = tuple(values)
         results = {name: self.means[name].result() for name in values}
         compiled = getattr(self, "_compile_metrics", None)
-        if compiled is not None:
+        if compiled is not None and batch.targets is not None:
             weights = None if batch.weights is None else batch.own(batch.weights)
             compiled.update_state(batch.targets, terms.logits, weights)
             results = {**compiled.result(), **results}
@@ -284,7 +286,7 @@ class CertifiedTrainer(keras.Model):
     def _checked(self, data) -> Batch:
         """A batch, checked, with its place among the replicas'."""
         shape, classes = self.classifier.inputs[0].shape[1:], self.classifier.outputs[0].shape[-1]
-        batch = shared(*checked_batch(data, shape, classes))
+        batch = shared(*checked_batch(data, shape, classes, getattr(self.objective, "labelled", True)))
         if batch.replicas == 1 or not self._looks_at_batches:
             return batch
         text = "batch must have an image for every replica where the classifier has BatchNormalization, got"

@@ -3,15 +3,8 @@
 import keras
 from keras import layers
 
+from covkeras.runtime.classifiers import image_input
 from covkeras.runtime.validation import check_count
-
-
-def _image_input(input_shape):
-    if len(input_shape) != 3:
-        raise ValueError(f"input_shape must be (height, width, channels), got {tuple(input_shape)}.")
-    for name, value in zip(("height", "width", "channels"), input_shape, strict=True):
-        check_count(f"input_shape's {name}", value)
-    return keras.Input(tuple(input_shape), name="images")
 
 
 def lenet(
@@ -65,7 +58,7 @@ def lenet_5x5(
 def _lenet(input_shape, num_classes, filters, units, name, kernel_size, padding):
     """Convolutions with ReLU and 2 x 2 average pooling, and two dense layers."""
     check_count("num_classes", num_classes, 2)
-    images = _image_input(input_shape)
+    images = image_input(input_shape)
     x = layers.Rescaling(2.0, offset=-1.0, name="center")(images)
     kind = {"padding": padding, "activation": "relu", "kernel_initializer": "he_normal"}
     for i, width in enumerate(filters, 1):
@@ -115,7 +108,7 @@ def preact_resnet18(
         A functional model, images (batch, height, width, channels) in [0, 1] to logits (batch, num_classes), float32.
     """
     check_count("num_classes", num_classes, 2)
-    images = _image_input(input_shape)
+    images = image_input(input_shape)
     x = layers.Rescaling(4.0, offset=-2.0, name="center")(images)
     if min(input_shape[:2]) > 64:
         x = layers.Conv2D(width, 7, 2, padding="same", kernel_initializer="he_normal", name="stem")(x)
@@ -171,7 +164,7 @@ def narrow_resnet(
         A functional model, images (batch, height, width, channels) in [0, 1] to logits (batch, num_classes), float32.
     """
     check_count("num_classes", num_classes, 2)
-    images = _image_input(input_shape)
+    images = image_input(input_shape)
     x = layers.Rescaling(4.0, offset=-2.0, name="center")(images)
     x = _convolution(x, widths[0], patch, "stem", patch if patch > 1 else 3)
     for stage, width in enumerate(widths):
@@ -197,7 +190,7 @@ def resnet110(
     check_count("num_classes", num_classes, 2)
     if depth < 8 or (depth - 2) % 6:
         raise ValueError(f"depth must be 6 n + 2, such as 20 or 110, got {depth}.")
-    images = _image_input(input_shape)
+    images = image_input(input_shape)
     x = layers.Rescaling(4.0, offset=-2.0, name="center")(images)
     x = _normalised(_convolution(x, 16, 1, "stem"), "stem")
     for stage, width in enumerate((16, 32, 64)):
@@ -226,7 +219,7 @@ def resnet50(
         A functional model, images (batch, height, width, channels) in [0, 1] to logits (batch, num_classes), float32.
     """
     check_count("num_classes", num_classes, 2)
-    images = _image_input(input_shape)
+    images = image_input(input_shape)
     x = layers.Rescaling(4.0, offset=-2.0, name="center")(images)
     x = keras.applications.ResNet50(include_top=False, weights=None, input_tensor=x, pooling="avg").output
     return keras.Model(images, layers.Dense(num_classes, name="logits", dtype="float32")(x), name=name)
