@@ -242,7 +242,7 @@ def trained(tmp_path_factory):
 def test_the_command_from_end_to_end(trained, tmp_path, capsys):
     flags = ["denoise", str(trained), "--data", "digits", *TINY, "--run-dir", str(tmp_path / "run")]
     assert main(flags) == 2 and "ends in probabilities" in capsys.readouterr().err
-    flags += ["--input-range", "0", "255", "--ends-in", "softmax"]
+    flags += ["--input-range", "0", "255", "--ends-in", "softmax", "--sigma-low", "0.1"]
     assert main(flags) == 0, capsys.readouterr().err
     run = RunFolder(tmp_path / "run")
     rows = json.loads((run.report / "results.json").read_text())["rows"]
@@ -254,6 +254,10 @@ def test_the_command_from_end_to_end(trained, tmp_path, capsys):
     given, (_, kept) = keras.models.load_model(trained), models.parts_of(keras.models.load_model(run.classifier_file))
     images = np.random.default_rng(0).random((4, 8, 8, 1)).astype("float32")
     np.testing.assert_allclose(np.exp(kept(images)), given(images * 255), rtol=1e-4, atol=1e-7)
+    # Told the level it serves others, with its own certificates.
+    version = tmp_path / "exports" / "1"
+    assert main(["export", "--run", str(run.path), "--out", str(version), "--sigmas", "0.12", "0.2"]) == 0
+    assert json.loads((version / "assets.extra" / "metadata.json").read_text())["sigmas"] == [0.25, 0.12, 0.2]
     # The same command has nothing left to do; another classifier is another run.
     before = run.classifier_file.stat().st_mtime_ns
     assert main(flags) == 0 and run.classifier_file.stat().st_mtime_ns == before

@@ -20,7 +20,7 @@ from covkeras.certification.sequential import one_sided_log_wealth, required_pro
 from covkeras.certification.special import TENSORFLOW
 from covkeras.exporting import Defaults, export
 from covkeras.exporting.graphs import rounded_down
-from covkeras.exporting.saved_model import decoded
+from covkeras.exporting.signatures import decoded
 
 DEFAULTS = Defaults(n0=50, n=700, n_predict=300, max_samples=5_000)
 
@@ -370,3 +370,72 @@ def test_small_classifiers_batch_size_bounds_the_memory(tmp_path):
     signatures = tf.saved_model.load(str(folder)).signatures
     answer = certify(signatures, np.zeros((1, 8, 8, 1), np.float32), n=100_000)
     assert answer["samples"][0] == 100_050
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory):
+    """A classifier behind a denoiser that is told the level, exported at three sigmas: (smoothed by sigma, signatures,
+    the weights' number in the SavedModel and in the model)."""
+    keras.utils.set_random_seed(0)
+    denoiser = models.unet((8, 8, 1), widths=(4, 8), conditioned=True)
+    denoiser.set_weights([w + 0.05 * np.random.default_rng(0).normal(size=w.shape) for w in denoiser.get_weights()])
+    classifier = models.lenet((8, 8, 1))
+    each = [SmoothedClassifier(models.joined(denoiser, classifier, s), s, batch_size=128) for s in (0.25, 0.12, 0.5)]
+    folder = export(each, tmp_path_factory.mktemp("several") / "1", defaults=DEFAULTS)
+    loaded = tf.saved_model.load(str(folder))
+    about = json.loads((folder / "assets.extra" / "metadata.json").read_text())
+    assert about["sigmas"] == [0.25, 0.12, 0.5] and about["sigma"] == 0.25
+    held = sum(v.shape.num_elements() for v in loaded.signatures["certify_sigma"].variables)
+    assert held == denoiser.count_params() + classifier.count_params()
+    return {s.sigma: s for s in each}, loaded.signatures
+
+
+def test_each_request_chooses_its_sigma(several, rng):
+    """As the smoothed classifier of that sigma, bit for bit, in one batch of all; another sigma is refused."""
+    by_sigma, signatures = several
+    images, sigmas = grid_images(rng, 5, 8), np.array([0.5, 0.12, 0.25, 0.5, np.float32(0.12)])
+    numbers = columns(5, n0=50, n=700, alpha=0.001, seed=3)
+    served = signatures["certify_sigma"](images=tf.constant(images), sigma=tf.constant(sigmas, tf.float64), **numbers)
+    for i, sigma in enumerate(sigmas):
+        one = by_sigma[round(float(sigma), 2)].certify(images[i : i + 1], 50, 700, 0.001, 3, indices=[0])
+        assert served["class_id"][i] == one.label[0] and served["p_lower"][i] == one.p_lower[0]
+        assert served["radius"][i].numpy() == rounded_down(tf.constant(one.radius[0])).numpy()
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"sigma must be one of 0.25, 0.12, 0.5, as exported"):
+        signatures["certify_sigma"](images=tf.constant(images), sigma=tf.constant([0.3] * 5, tf.float64), **numbers)
+
+
+def test_the_best_of_several_sigmas_is_certified_at_its_share_of_alpha(several, rng):
+    by_sigma, signatures = several
+    images = grid_images(rng, 5, 8)
+    served = signatures["certify_best"](images=tf.constant(images), **columns(5, n0=50, n=700, alpha=0.03, seed=3))
+    for i in range(5):
+        each = {s: one.certify(images[i : i + 1], 50, 700, 0.01, 3, indices=[0]) for s, one in by_sigma.items()}
+        best = max(each, key=lambda s: each[s].radius[0])
+        assert served["sigma"][i] == best and served["class_id"][i] == each[best].label[0]
+        assert served["radius"][i].numpy() == rounded_down(tf.constant(each[best].radius[0])).numpy()
+        assert served["samples"][i] == 3 * 750
+
+
+def test_the_best_of_several_sigmas_is_wrong_no_more_often_than_alpha():
+    """Simulated where the truth is known: p = 1/2 at k = 3 sigmas, so that every certificate is false. Taking the best
+    at alpha each would err in about k alpha of the runs; at alpha / k it does in at most alpha. 20,000 runs at alpha
+    .05: six standard deviations of the count above alpha are a false alarm below 1e-8."""
+    from covkeras.certification.confidence import clopper_pearson_lower
+
+    runs, n, k, alpha = 20_000, 200, 3, 0.05
+    hits = np.random.default_rng(0).binomial(n, 0.5, size=(runs, k))
+    false = [np.asarray(clopper_pearson_lower(hits, n, a) > 0.5).any(1).mean() for a in (alpha, alpha / k)]
+    limit = alpha + 6 * math.sqrt(alpha * (1 - alpha) / runs)
+    assert false[1] <= limit < false[0]
+
+
+def test_sigmas_that_do_not_go_together_are_refused(tmp_path):
+    small, other = small_classifier(classes=4), small_classifier(classes=5)
+    a, b = SmoothedClassifier(small, 0.25), SmoothedClassifier(small, 0.25)
+    with pytest.raises(ValueError, match="must have different sigmas"):
+        export([a, b], tmp_path / "1")
+    with pytest.raises(ValueError, match="same images, classes and noise"):
+        export([a, SmoothedClassifier(other, 0.5)], tmp_path / "1")
+    with pytest.raises(TypeError, match="a SmoothedClassifier, or a list of them"):
+        export([small], tmp_path / "1")
+    assert not (tmp_path / "1").exists()

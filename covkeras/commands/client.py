@@ -20,7 +20,18 @@ EXAMPLES = """examples:
   covkeras client *.png --model digits --url http://server:8501 --signature certify --n 100000 --json
   covkeras client serving/digit.png --model digits --grpc server:8500
 """
-COLUMNS = ("label", "radius", "certified", "p_lower", "votes", "propagated_radius", "adjoint_radius", "samples")
+SIGNATURES = ("serving_bytes", "certify", "certify_at", "certify_sigma", "certify_best", "predict", "moments", "logits")
+COLUMNS = (
+    "label",
+    "radius",
+    "sigma",
+    "certified",
+    "p_lower",
+    "votes",
+    "propagated_radius",
+    "adjoint_radius",
+    "samples",
+)
 
 
 class Unavailable(Exception):
@@ -43,14 +54,15 @@ def parse(arguments=None) -> argparse.Namespace:
     parser.add_argument(
         "--signature",
         default="serving_bytes",
-        choices=("serving_bytes", "certify", "certify_at", "predict", "moments", "logits"),
+        choices=SIGNATURES,
         help="serving_bytes sends the files as they are; the others decode them here, which needs Pillow and NumPy",
     )
     parser.add_argument("--n0", type=int, default=100, help="with certify: samples to choose the class (default: 100)")
     parser.add_argument("--n", type=int, default=10_000, help="with certify: samples for the bound (default: 10,000)")
+    parser.add_argument("--sigma", type=float, default=0.25, help="with certify_sigma (default: 0.25)")
     parser.add_argument("--radius", type=float, default=0.25, help="with certify_at (default: 0.25)")
-    parser.add_argument("--alpha", type=float, default=0.001, help="with certify and certify_at (default: 0.001)")
-    parser.add_argument("--seed", type=int, default=0, help="with certify and certify_at (default: 0)")
+    parser.add_argument("--alpha", type=float, default=0.001, help="with all that certify (default: 0.001)")
+    parser.add_argument("--seed", type=int, default=0, help="with all that certify (default: 0)")
     parser.add_argument("--channels", type=int, default=1, choices=(1, 3), help="when decoding here (default: 1)")
     parser.add_argument("--timeout", type=float, default=60.0, help="seconds for one try (default: 60)")
     parser.add_argument("--retries", type=int, default=3, help="when the server is unavailable (default: 3)")
@@ -104,8 +116,11 @@ def inputs(flags) -> dict[str, list]:
     if len(sizes) > 1:
         listed = ", ".join(f"{path}: {h} x {w}" for (h, w), path in sizes.items())
         raise Refused(f"images must have one size (height x width), got {listed}: resize them, or ask for each alone")
+    budget = {"n0": flags.n0, "n": flags.n, "alpha": flags.alpha, "seed": flags.seed}
     extra = {
-        "certify": {"n0": flags.n0, "n": flags.n, "alpha": flags.alpha, "seed": flags.seed},
+        "certify": budget,
+        "certify_best": budget,
+        "certify_sigma": {"sigma": flags.sigma, **budget},
         "certify_at": {"radius": flags.radius, "alpha": flags.alpha, "seed": flags.seed},
     }
     columns = {name: [value] * len(arrays) for name, value in extra.get(flags.signature, {}).items()}

@@ -15,6 +15,7 @@ exporting = Later("covkeras.exporting")
 EXAMPLES = """examples:
   covkeras export --run runs/digits --out exports/digits/1
   covkeras export --run runs/mnist --data-dir DIR --out exports/mnist/1 --n 10000 --max-samples 100000
+  covkeras export --run runs/denoised-mine --out exports/mine/1 --sigmas 0.12 0.5
 """
 
 
@@ -24,6 +25,9 @@ def parse(arguments=None) -> argparse.Namespace:
     )
     parser.add_argument("--run", required=True, type=user_path, metavar="DIR", help="a finished run's folder")
     parser.add_argument("--out", required=True, type=user_path, metavar="DIR/VERSION", help="such as exports/digits/1")
+    parser.add_argument(
+        "--sigmas", type=float, nargs="+", default=[], help="others besides the run's, for requests to choose from"
+    )
     parser.add_argument("--n0", type=int, default=100, help="samples to choose the class (default: 100)")
     parser.add_argument("--n", type=int, default=1_000, help="samples to bound its probability (default: 1,000)")
     parser.add_argument("--alpha", type=float, default=0.001, help="of a wrong certificate (default: 0.001)")
@@ -50,7 +54,7 @@ def main(arguments=None) -> int:
             max_samples=flags.max_samples,
             resize=flags.resize,
         )
-        folder = exported.export_run(flags.run, Path(flags.out), Environment(flags.data_dir), defaults)
+        folder = exported.export_run(flags.run, Path(flags.out), Environment(flags.data_dir), defaults, flags.sigmas)
         print(f"exported {folder}: covkeras serve {quoted(folder.parent.parent)}")
 
     return cli.run(program)

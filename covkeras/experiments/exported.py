@@ -1,6 +1,7 @@
 """Exporting a run: its classifier with what the run says about it."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import keras
@@ -11,16 +12,22 @@ from covkeras.experiments import jobs
 from covkeras.experiments.result import steps_to
 from covkeras.experiments.runs import RunFolder
 from covkeras.exporting.saved_model import Defaults, export
+from covkeras.models import at_sigma
 
 
 def export_run(
-    run: str | os.PathLike, folder: str | os.PathLike, environment=jobs.Environment(), defaults: Defaults | None = None
+    run: str | os.PathLike,
+    folder: str | os.PathLike,
+    environment=jobs.Environment(),
+    defaults: Defaults | None = None,
+    sigmas: Sequence[float] = (),
 ) -> Path:
     """Exports a run's classifier at its sigma, with its class names and measured certified accuracy as metadata.
 
     Args:
         run: the run's folder. folder: of one version, such as exports/digits/1. environment: where the data are.
         defaults: of the requests; by default the run's n0 and alpha, and n = 1,000.
+        sigmas: others besides the run's own, for requests to choose from.
 
     Raises:
         FileNotFoundError: no such run, or it is not finished. FileExistsError, ValueError: as `export`.
@@ -36,7 +43,9 @@ def export_run(
     classifier = keras.models.load_model(run.classifier_file, compile=False)
     defaults = defaults or Defaults(n0=recipe.certify_n0, alpha=recipe.certify_alpha)
     metadata = {"data": recipe.data, "method": recipe.method, "recipe": recipe.digest(), **measured(run)}
-    smoothed = jobs.smoothed(recipe, classifier, jobs.Environment(devices="cpu"))
+    each = [recipe.sigma, *(s for s in sigmas if s != recipe.sigma)]
+    cpu = jobs.Environment(devices="cpu")
+    smoothed = [jobs.smoothed(recipe.replace(sigma=s), at_sigma(classifier, s), cpu) for s in each]
     return export(
         smoothed,
         folder,

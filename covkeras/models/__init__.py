@@ -5,9 +5,10 @@ denoisers      DnCNN and a small U-Net, and a classifier joined behind one
 """
 
 from covkeras.models.classifiers import lenet, lenet_5x5, narrow_resnet, preact_resnet18, resnet50, resnet110
-from covkeras.models.denoisers import dncnn, joined, parts_of, unet
+from covkeras.models.denoisers import at_sigma, dncnn, joined, parts_of, unet
 
 __all__ = [
+    "at_sigma",
     "dncnn",
     "joined",
     "lenet",

@@ -133,6 +133,16 @@ def with_level(images, level):
     return ops.concatenate([images, ops.broadcast_to(level, ops.shape(images))], -1)
 
 
+def at_sigma(model: keras.Model, sigma: float) -> keras.Model:
+    """Returns a classifier as it is used at another sigma: with a denoiser that is told that level, over the same
+    weights; without one that is told any, as it is."""
+    try:
+        denoiser, classifier = parts_of(model)
+    except ValueError:
+        return model
+    return joined(denoiser, classifier, sigma, model.name) if is_conditioned(denoiser) else model
+
+
 def parts_of(model: keras.Model) -> tuple[keras.Model, keras.Model]:
     """Returns (denoiser, classifier) of a model that `joined` made, or that was read back from its file.
 
