@@ -199,7 +199,8 @@ def test_names_with_dots_have_each_their_own_sidecar_and_name(tmp_path):
         assert done.returncode == 0 and f"sigma_{sigma}" in done.stdout, done.stderr
         assert json.loads((tmp_path / f"cert/sigma_{sigma}.json").read_text())["sigma"] == float(sigma)
     done = call_program(TRAINING / "report.py", *(tmp_path / "cert" / f"sigma_{s}" for s in ("0.25", "0.50")))
-    assert [line.split()[0] for line in done.stdout.splitlines()[1:]] == ["sigma_0.25", "sigma_0.50"]
+    table, *_ = done.stdout.split("\n\n")
+    assert [line.split()[0] for line in table.splitlines()[1:]] == ["sigma_0.25", "sigma_0.50"]
     done = call_program(TRAINING / "certify.py", *common, "--sigma", "0.25", "--out", tmp_path / "x.json")
     assert done.returncode == 0 and (tmp_path / "x.json").read_text().startswith("idx"), done.stderr
     assert records.sidecar("a/certificates.tsv") == Path("a/certificates.json")

@@ -5,6 +5,7 @@
     deciding       one radius, or radii to a precision; sampling fills batches, stopping says when to stop
     confidence     binomial bounds and the radius; sequential, the betting tests that may stop at any time; both of
                    special's functions, in Python and in a served graph
+    statements     what certificates of some images say of all; two classifiers compared
     certificates   the records and the figures of the field; logs, their files; records, what made a file
 
 Knows nothing of moments.
@@ -20,6 +21,7 @@ from covkeras.certification.confidence import certified_radius, clopper_pearson_
 from covkeras.certification.logs import read_certificates
 from covkeras.certification.noise import GaussianNoise, LatticeNoise
 from covkeras.certification.smoothing import SmoothedClassifier
+from covkeras.certification.statements import certified_accuracy_lower, compare_certified, images_needed
 from covkeras.certification.stopping import informed_bet
 
 __all__ = [
@@ -30,8 +32,11 @@ __all__ = [
     "SmoothedClassifier",
     "average_certified_radius",
     "certified_accuracy",
+    "certified_accuracy_lower",
     "certified_radius",
     "clopper_pearson_lower",
+    "compare_certified",
+    "images_needed",
     "informed_bet",
     "read_certificates",
 ]

@@ -126,6 +126,12 @@ def _radii_where_correct(certificates, labels) -> tuple[np.ndarray, np.ndarray]:
     return np.where(correct, certificates.radius, 0.0), correct
 
 
+def counted_at(certificates: Certificates, labels, radius: float) -> np.ndarray:
+    """Returns which images count as certified at the radius, right and with at least that radius: bool (images,)."""
+    values, correct = _radii_where_correct(certificates, labels)
+    return correct & (values >= radius)
+
+
 def average_certified_radius(certificates: Certificates, labels) -> float:
     """Returns the ACR: the mean over the images of the certified radius, 0 where wrong or abstained."""
     return float(_radii_where_correct(certificates, labels)[0].mean())
@@ -136,5 +142,4 @@ def certified_accuracy(certificates: Certificates, labels, radii: Sequence[float
 
     At radius 0 that is the smoothed classifier's certified accuracy: right, and not abstained.
     """
-    values, correct = _radii_where_correct(certificates, labels)
-    return np.array([(correct & (values >= r)).mean() for r in np.asarray(radii, np.float64)])
+    return np.array([counted_at(certificates, labels, r).mean() for r in np.asarray(radii, np.float64)])

@@ -7,6 +7,7 @@ merged, only with the same.
 """
 
 import argparse
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -168,12 +169,17 @@ def certify(flags, stop) -> None:
         title="certify",
         radius=flags.radius,
     )
-    _, labels, certificates = certification.read_certificates(out)
+    indices, labels, certificates = certification.read_certificates(out)
     if flags.radius is None:
-        print(report.plain(report.accuracy_table([report.Result(records.log_name(out), labels, certificates)])))
+        known = {"indices": indices, "alpha": flags.alpha, "shared_noise": flags.shared_noise}
+        print(report.shown([report.Result(records.log_name(out), labels, certificates, **known)]))
     else:
         share = certification.certified_accuracy(certificates, labels, [flags.radius])[0]
         print(f"certified at {flags.radius:g}: {share:.3f} of {len(labels)}, {certificates.samples.mean():.0f} samples")
+        least = certification.certified_accuracy_lower(
+            certificates, labels, [flags.radius], alpha=flags.alpha, shared_noise=flags.shared_noise
+        )[0]
+        print(f"of all images such as these, with 95 % confidence: at least {math.floor(1000 * least) / 1000:.3f}")
     void = int(certificates.void.sum())
     if void:
         print(f"void: {void} of {int(certificates.samples.sum())} votes, by NaN logits or noise in doubt")

@@ -14,7 +14,7 @@ report = Later("covkeras.reports.results")
 
 EXAMPLES = """examples:
   covkeras report runs/digits/certificates.tsv runs/digits/reference/certificates.tsv --out compared
-  covkeras report logs/*.tsv
+  covkeras report logs/*.tsv --alpha 0.001
 """
 
 
@@ -26,6 +26,11 @@ def parse(arguments=None) -> argparse.Namespace:
         "files", nargs="+", type=user_path, metavar="FILE", help="idx label predict radius correct time, by tabs"
     )
     parser.add_argument("--out", type=user_path, metavar="DIR", help="write curve.png, table.md and index.html there")
+    parser.add_argument(
+        "--alpha",
+        type=float,
+        help="of logs that don't say theirs; the field's is 0.001 (default: no statement on them)",
+    )
     return parser.parse_args(arguments)
 
 
@@ -38,21 +43,30 @@ def names_of(files: list[str]) -> list[str]:
     return files
 
 
+def alpha_of(file: str, given: float | None) -> dict:
+    """A log's alpha, and whether its images shared their noise: what its sidecar says, else what the flag does."""
+    if records.sidecar(file).exists():
+        settings = records.read_settings(file)
+        return {"alpha": settings.get("alpha", given), "shared_noise": bool(settings.get("shared_noise"))}
+    return {"alpha": given}
+
+
 def main(arguments=None) -> int:
     flags = parse(arguments)
 
     def program(stop):
         results = []
         for name, file in zip(names_of(flags.files), flags.files, strict=True):
-            _, labels, certificates = certification.read_certificates(file)
+            indices, labels, certificates = certification.read_certificates(file)
             if not len(labels):
                 raise ValueError(f"{file} holds no certificate. Certify first, or leave it out.")
-            results.append(report.Result(name, labels, certificates))
+            results.append(report.Result(name, labels, certificates, indices=indices, **alpha_of(file, flags.alpha)))
         if flags.out:
-            print(report.write_report(Path(flags.out), results))
+            report.write_report(Path(flags.out), results)
+            print(report.shown(results))
             print(f"\nreport: {Path(flags.out) / 'index.html'}")
         else:
-            print(report.plain(report.accuracy_table(results)))
+            print(report.shown(results))
 
     return cli.run(program)
 

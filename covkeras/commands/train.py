@@ -12,13 +12,11 @@ from covkeras.runtime.later import Later
 
 denoised = Later("covkeras.reports.denoised")
 devices = Later("covkeras.runtime.devices")
-diagnostics = Later("covkeras.diagnostics")
 distributed = Later("covkeras.experiments.distributed")
 exported = Later("covkeras.experiments.exported")
 fitting = Later("covkeras.experiments.fitting")
 forecast = Later("covkeras.experiments.forecast")
 jobs = Later("covkeras.experiments.jobs")
-moments = Later("covkeras.moments")
 precision = Later("covkeras.experiments.precision")
 report = Later("covkeras.reports.results")
 
@@ -105,9 +103,9 @@ def finish(recipe, folder: RunFolder, runs, classifiers, data, test, environment
     """Certifies, reports and exports."""
     results, histories = [], {}
     for name, (one, place) in runs.items():
-        _, labels, certificates = jobs.certify(one, place, classifiers[name], environment, title=f"certify {name}")
-        fidelity = estimates(one, classifiers[name], test, certificates, data.head(64))
-        results.append(report.Result(name, labels, certificates, fidelity))
+        certified = jobs.certify(one, place, classifiers[name], environment, title=f"certify {name}")
+        fidelity = jobs.estimates(one, classifiers[name], test, certified[2], data.head(64))
+        results.append(jobs.result_of(name, one, certified, fidelity))
         if rows := place.history():
             histories[name] = rows
     title = f"{recipe.name}: {' and '.join(runs)}"
@@ -126,16 +124,6 @@ def train(recipe, folder, environment, strategy, title):
     if strategy is None:
         return fitting.train(recipe, folder, environment, title)
     return distributed.train_across_workers(recipe, folder, strategy, environment, title)
-
-
-def estimates(recipe, classifier, test, certificates, calibration):
-    """The propagated radii beside the certified ones; none where a layer of someone's own has no rule."""
-    try:
-        network = moments.MomentNetwork(classifier, recipe.sigma, recipe.r_max)
-    except NotImplementedError as error:
-        print(f"no propagated radii: {error}", file=sys.stderr)
-        return []
-    return diagnostics.fidelity(network, test, certificates, calibration.floats())
 
 
 def main(arguments=None) -> int:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 
-from covkeras import diagnostics, moments
 from covkeras.experiments import fitting, jobs
 from covkeras.experiments.recipes import Recipe, scaled
 from covkeras.experiments.result import Result
@@ -219,8 +218,7 @@ class Comparison:
         folder.claim(recipe)
         title = f"{entry.label} seed {seed}"
         classifier = fitting.train(recipe, folder, self.environment, f"train {title}")
-        _, labels, certificates = jobs.certify(recipe, folder, classifier, self.environment, f"certify {title}")
-        network = moments.MomentNetwork(classifier, recipe.sigma, recipe.r_max)
+        certified = jobs.certify(recipe, folder, classifier, self.environment, f"certify {title}")
         data, chosen = self.environment.load_certified(recipe)
-        fidelity = diagnostics.fidelity(network, data.floats(chosen), certificates, self.data.head(64).floats())
-        return Result(entry.label, labels, certificates, fidelity), fitting.clean_accuracy(classifier, self.test)
+        fidelity = jobs.estimates(recipe, classifier, data.floats(chosen), certified[2], self.data.head(64))
+        return jobs.result_of(entry.label, recipe, certified, fidelity), fitting.clean_accuracy(classifier, self.test)

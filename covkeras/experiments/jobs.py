@@ -7,12 +7,14 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from covkeras import diagnostics, moments
 from covkeras.certification import cohen, records
 from covkeras.certification.certificates import average_certified_radius
 from covkeras.certification.logs import CertificateFile, read_certificates, sorted_certificates
 from covkeras.certification.smoothing import SmoothedClassifier
 from covkeras.experiments.environment import Environment
 from covkeras.experiments.recipes import Recipe
+from covkeras.experiments.result import Result
 from covkeras.experiments.runs import RunFolder
 from covkeras.runtime import devices
 from covkeras.runtime.classifiers import check_fits
@@ -75,6 +77,33 @@ def certify(
             title=title,
         )
     return sorted_certificates(folder.certificates_file)
+
+
+def estimates(recipe: Recipe, classifier, images, certificates, calibration) -> list:
+    """Returns the propagated radii beside the certified ones; none where a layer of someone's own has no rule.
+
+    images: those that were certified. calibration: ImageData for the gates.
+    """
+    try:
+        network = moments.MomentNetwork(classifier, recipe.sigma, recipe.r_max)
+    except NotImplementedError as error:
+        print(f"no propagated radii: {error}", file=sys.stderr)
+        return []
+    return diagnostics.fidelity(network, images, certificates, calibration.floats())
+
+
+def result_of(name: str, recipe: Recipe, certified: tuple, fidelity=()) -> Result:
+    """Returns what `certify` returned, as reports take it."""
+    indices, labels, certificates = certified
+    return Result(
+        name,
+        labels,
+        certificates,
+        fidelity,
+        indices,
+        alpha=recipe.certify_alpha,
+        shared_noise=recipe.certify_shared_noise,
+    )
 
 
 def certify_images(

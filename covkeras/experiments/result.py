@@ -11,12 +11,19 @@ from covkeras.diagnostics.fidelity import Fidelity
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """One certified classifier: its name in tables, the true labels and the certificates of the same images."""
+    """One certified classifier: its name in tables, the true labels and the certificates of the same images.
+
+    indices: (images,), their numbers in the data set. alpha: of each certificate, None where nobody says. shared_noise:
+    whether the images had one stream of noise.
+    """
 
     name: str
     labels: np.ndarray
     certificates: Certificates
     fidelity: Sequence[Fidelity] = ()
+    indices: np.ndarray | None = None
+    alpha: float | None = None
+    shared_noise: bool = False
 
 
 def steps_to(largest: float, step: float, most: int) -> list[float]:

@@ -8,6 +8,7 @@ import numpy as np
 from covkeras.certification.certificates import average_certified_radius, certified_accuracy
 from covkeras.experiments.comparing import Comparison, Outcome
 from covkeras.experiments.result import Result
+from covkeras.reports import statements
 from covkeras.reports.pages import STYLES, legend, new_figure
 from covkeras.reports.report import Report, Section
 from covkeras.reports.results import (
@@ -137,14 +138,17 @@ def write_comparison_report(comparison: Comparison, outcomes: Sequence[Outcome])
     )
     firsts = [o.results[0] for o in outcomes]
     costs = {"cost": cost_bars({o.entry.label: o.cost.ratios for o in outcomes}), "frontier": frontier(outcomes)}
-    fidelity = {f"fidelity_{i}": fidelity_plot(r) for i, r in enumerate(firsts)}
+    fidelity = {f"fidelity_{i}": fidelity_plot(r) for i, r in enumerate(firsts) if r.fidelity}
     rows = [["method", "field", "value"]]
     for o in outcomes:
         rows += [[o.entry.label, k, str(v)] for k, (v, _) in o.entry.recipe.diff(recipe).items()]
     sections = [
         Section("", figures={"curves": curves(outcomes), **costs}),
         Section("Certified", rows=comparison_table(outcomes), note=_NOTE),
-        Section("Propagated against certified radius", "", fidelity, fidelity_table(firsts), FIDELITY_NOTE),
+        *statements.sections(firsts, table_radii(firsts)),
+        Section("Propagated against certified radius", "", fidelity, fidelity_table(firsts), FIDELITY_NOTE)
+        if fidelity
+        else Section(),
         Section("Where the methods' recipes differ from the comparison's", rows=rows, words=True),
     ]
     data = {"recipe": json.loads(recipe.to_json()), "seconds": comparison.seconds, "rows": comparison_figures(outcomes)}

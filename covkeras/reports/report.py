@@ -17,6 +17,7 @@ class Section:
         title: its heading; "" has none. text: a paragraph. figures: {file name: matplotlib figure}.
         rows: a table, its header first. note: a paragraph in small below it.
         words: the table is of words: nothing in it is set as a number, and the terminal does not show it.
+        quiet: the terminal does not show the table.
     """
 
     title: str = ""
@@ -25,6 +26,7 @@ class Section:
     rows: Sequence[Sequence[str]] = ()
     note: str = ""
     words: bool = False
+    quiet: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +64,7 @@ class Report:
         (folder / "table.md").write_text("\n\n".join(filter(None, text)) + "\n")
         if self.data is not None:
             (folder / "results.json").write_text(json.dumps(self.data, indent=1) + "\n")
-        shown = [s for s in self.sections if s.rows and not s.words]
+        shown = [s for s in self.sections if s.rows and not (s.words or s.quiet)]
         return "\n\n".join((f"{s.title}\n" if titled else "") + plain(s.rows) for s in shown)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from covkeras.certification.certificates import average_certified_radius, certified_accuracy
 from covkeras.experiments.recipes import Recipe
 from covkeras.experiments.result import Result, steps_to
+from covkeras.reports import statements
 from covkeras.reports.pages import STYLES, legend, markdown, new_figure, plain
 from covkeras.reports.report import Report, Section
 
@@ -33,6 +34,12 @@ def accuracy_table(results: Sequence[Result]) -> list[list[str]]:
             [result.name, f"{acr:.4f}", *[f"{a:.3f}" for a in accuracy], f"{abstained:.3f}", str(len(result.labels))]
         )
     return rows
+
+
+def shown(results: Sequence[Result]) -> str:
+    """Returns what the terminal shows of certified results: accuracy, what it says of all images, and in pairs."""
+    tables = [accuracy_table(results), *(s.rows for s in statements.sections(results, table_radii(results)))]
+    return "\n\n".join(plain(rows) for rows in tables)
 
 
 def fidelity_table(results: Sequence[Result]) -> list[list[str]]:
@@ -114,7 +121,7 @@ def write_report(
     sections = [
         Section(figures={"curve": accuracy_plot(results, caption)}, rows=accuracy_table(results), note=CERTIFIED_NOTE)
     ]
-    sections += more
+    sections += [*statements.sections(results, table_radii(results)), *more]
     if any(r.fidelity for r in results):
         figures = {f"fidelity_{i}": fidelity_plot(r) for i, r in enumerate(results) if r.fidelity}
         title_of_it = "Propagated against certified radius"
@@ -144,6 +151,7 @@ def figures_of(result: Result) -> dict:
         "ACR": average_certified_radius(certificates, labels),
         "ACR se": float(counted.std(ddof=1) / math.sqrt(len(labels))) if len(labels) > 1 else None,
         **{f"acc at {r:g}": float(a) for r, a in zip(radii, accuracy, strict=True)},
+        **statements.bounds_of(result, radii),
         "abstained": float((certificates.label == -1).mean()),
         "fidelity": {
             f.name: {
