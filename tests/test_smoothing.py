@@ -217,5 +217,72 @@ def test_precision_makes_another_classifier_with_the_same_weights(rng):
     assert not np.array_equal(rounded, logits)
     assert records.settings_of(smoothed)["precision"] == "bfloat16 and float32"
     assert records.settings_of(smoothed)["classifier"] != records.classifier_digest(classifier)
-    with pytest.raises(ValueError, match="precision must be one of float32, bfloat16, float16, got 'int8'"):
+    with pytest.raises(ValueError, match="precision must be one of float32, bfloat16, float16, float64, got 'int8'"):
         SmoothedClassifier(classifier, 0.5, precision="int8")
+
+
+def test_deterministic_votes_do_not_depend_on_the_batch(rng):
+    """In float64, of the same weights: the same counts whatever the batch's shape, for an image where many votes are
+    close; its certificates say that they are float64's."""
+    classifier, images = models.lenet((8, 8, 1)), grid_images(rng, 2, 8)
+    each = [SmoothedClassifier(classifier, 0.5, batch_size=b, deterministic=True) for b in (100, 500)]
+    assert {layer.compute_dtype for layer in each[0].classifier.layers if layer.weights} == {"float64"}
+    assert records.settings_of(each[0])["precision"] == "float64"
+    np.testing.assert_allclose(each[0].classifier(images), classifier(images), rtol=1e-4, atol=1e-5)
+    # Two streams of blocks of another length are other noise; that of a whole block of 500 is the same 5 of 100.
+    noise, _ = each[0].noise.draw(0, 0, phase=0, block=0, shape=(500, 8, 8, 1))
+    copies = each[0].noise.add(images[0], noise)
+    wanted = np.ones(500, bool)
+    whole = np.asarray(each[1].ballot.votes_of(copies, wanted))
+    parts = [np.asarray(each[0].ballot.votes_of(copies[i : i + 100], wanted[:100])) for i in range(0, 500, 100)]
+    np.testing.assert_array_equal(whole, np.concatenate(parts))
+    with pytest.raises(ValueError, match="precision must be float64 where deterministic is true"):
+        SmoothedClassifier(classifier, 0.5, precision="bfloat16", deterministic=True)
+
+
+class Counting(keras.layers.Layer):
+    """Answers otherwise every time."""
+
+    def build(self, shape):
+        self.calls = self.add_weight(shape=(), initializer="zeros", trainable=False)
+
+    def call(self, x):
+        self.calls.assign_add(1.0)
+        return x * self.calls
+
+
+class Always(keras.layers.Layer):
+    """A layer that trains always. (Written into a functional graph, training=True gives way to what the model is called
+    with.)"""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def call(self, x):
+        return self.layer(x, training=True)
+
+
+NO_FUNCTIONS = {
+    "dropout": (lambda x: Always(layers.Dropout(0.3))(x), "asked twice"),
+    "gaussian noise": (lambda x: Always(layers.GaussianNoise(0.1))(x), "asked twice"),
+    "random flip": (lambda x: Always(layers.RandomFlip())(x), "asked twice"),
+    "counting": (lambda x: Counting()(x), "asked twice"),
+    "batch statistics": (lambda x: Always(layers.BatchNormalization())(x), "asked twice|on the others in its batch"),
+    "batch's mean": (lambda x: x - keras.ops.mean(x, axis=0, keepdims=True), "depends on the others in its batch"),
+}
+
+
+@pytest.mark.parametrize("kind", NO_FUNCTIONS)
+def test_what_is_no_function_of_its_image_is_refused(kind):
+    layer, message = NO_FUNCTIONS[kind]
+    image = keras.Input((8, 8, 1))
+    logits = layers.Dense(4)(layers.Flatten()(layer(image)))
+    with pytest.raises(ValueError, match=message):
+        SmoothedClassifier(keras.Model(image, logits), 0.25)
+
+
+def test_layers_that_are_random_in_training_alone_are_taken():
+    image = keras.Input((8, 8, 1))
+    x = layers.BatchNormalization()(layers.GaussianNoise(0.1)(layers.Dropout(0.3)(image)), training=True)
+    SmoothedClassifier(keras.Model(image, layers.Dense(4)(layers.Flatten()(x))), 0.25)

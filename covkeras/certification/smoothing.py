@@ -18,7 +18,14 @@ from covkeras.certification.deciding import certify_at_each, certify_to_each
 from covkeras.certification.noise import make_noise
 from covkeras.certification.voting import PRECISIONS, Ballot, rebuilt
 from covkeras.runtime.adapting import adapt
-from covkeras.runtime.classifiers import check_classifier, check_fixed_size, check_weights, warn_of_scale, with_a_graph
+from covkeras.runtime.classifiers import (
+    check_classifier,
+    check_fixed_size,
+    check_is_a_function,
+    check_weights,
+    warn_of_scale,
+    with_a_graph,
+)
 from covkeras.runtime.validation import check_choice, check_count, check_images, check_sigma
 
 
@@ -46,11 +53,14 @@ class SmoothedClassifier:
         precision: "float32", "bfloat16" or "float16" of the layers but the last; by default the classifier's own. A
             classifier in another precision is another classifier, smoothed.classifier: its certificates speak of
             predictions made so. It is a snapshot of the one given, and answers a probe alike, or is refused.
+            "float64", of all layers, is what deterministic asks for.
         strategy: a tf.distribute.Strategy whose replicas share each image's samples; of a snapshot, too.
+        deterministic: whether the votes must be the same on any machine, and with any batch_size: in float64, where the
+            last bits of a sum, which differ, come nowhere near a decision (docs/certificates.md; several times slower).
 
     Raises:
         ValueError: the classifier ends in probabilities, is not built, takes integers or images of any size, has NaN
-            weights, or can't be rebuilt; sigma; batch_size; noise; precision.
+            weights, is no function of its image alone, or can't be rebuilt; sigma; batch_size; noise; precision.
 
     Warns where the classifier tells images from 0 to 255 apart, and those in [0, 1] not; and of void votes.
     """
@@ -64,13 +74,18 @@ class SmoothedClassifier:
         shared_noise: bool = False,
         precision: str | None = None,
         strategy: tf.distribute.Strategy | None = None,
+        deterministic: bool = False,
     ):
         classifier = with_a_graph(classifier if isinstance(classifier, keras.layers.Layer) else adapt(classifier))
         check_classifier(classifier)
         check_fixed_size(classifier.inputs[0].shape[1:])
+        check_is_a_function(classifier)
         self.sigma = check_sigma(sigma)
         self.noise = make_noise(noise, self.sigma)
         self.shared_noise = shared_noise
+        if deterministic and precision not in (None, "float64"):
+            raise ValueError(f"precision must be float64 where deterministic is true, or left out, got {precision!r}.")
+        precision = "float64" if deterministic else precision
         self.precision = precision if precision is None else check_choice("precision", precision, PRECISIONS)
         self.image_shape = tuple(classifier.inputs[0].shape[1:])
         self.num_classes = classifier.outputs[0].shape[-1]

@@ -12,7 +12,7 @@ from covkeras.runtime.classifiers import probe_images
 
 # Copies in a slot of a mixed batch.
 BLOCK = 32
-PRECISIONS = ("float32", "bfloat16", "float16")
+PRECISIONS = ("float32", "bfloat16", "float16", "float64")
 
 
 class Ballot:
@@ -149,8 +149,8 @@ def rebuilt(classifier, precision: str | None, strategy=None):
     """Returns the classifier with its layers' arithmetic in another precision, laid on a strategy's devices.
 
     "bfloat16": all layers but the last with weights, and those behind it, compute in bfloat16, from float32 weights.
-    That is another classifier than the one in float32, and its certificates are its own. The same object where nothing
-    changes; else a snapshot: what becomes of the classifier later does not change it.
+    That is another classifier than the one in float32, and its certificates are its own. "float64": all layers.
+    The same object where nothing changes; else a snapshot: what becomes of the classifier later does not change it.
 
     Raises:
         ValueError: it can't be rebuilt from its configuration and its state, or the twin answers a probe otherwise;
@@ -175,7 +175,8 @@ def _twin(classifier, precision: str | None):
     def clone(layer):
         config = layer.get_config()
         if precision is not None and not isinstance(layer, keras.layers.InputLayer):
-            config["dtype"] = "float32" if precision == "float32" or id(layer) in head else f"mixed_{precision}"
+            whole = precision in ("float32", "float64")
+            config["dtype"] = precision if whole else "float32" if id(layer) in head else f"mixed_{precision}"
         if isinstance(layer, keras.layers.Lambda):
             # Its configuration holds its code as text, which Keras rightly refuses to run from files; this is no file.
             config["function"] = layer.function

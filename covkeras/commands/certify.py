@@ -79,6 +79,9 @@ def parse(arguments=None) -> argparse.Namespace:
         choices=CERTIFIED_PRECISIONS,
         help="of the layers but the last: another classifier (default: its own)",
     )
+    parser.add_argument(
+        "--deterministic", action="store_true", help="in float64: the same votes on any machine, several times slower"
+    )
     parser.add_argument("--devices", default="auto", help="auto (all GPUs, or the CPU), cpu, or a number of devices")
     parser.add_argument("--radius", type=float, help="decide this radius only, sequentially, with up to --n samples")
     parser.add_argument("--tolerance", type=float, help="stop when a radius is this precise, with up to --n samples")
@@ -142,14 +145,16 @@ def certify(flags, stop) -> None:
         shared_noise=flags.shared_noise,
         precision=flags.precision,
         strategy=strategy,
+        deterministic=flags.deterministic,
     )
+    flags.precision = smoothed.precision
     if flags.precision and f"mixed_{flags.precision}" != devices.best_precision()[0] and flags.precision != "float32":
         size = smoothed.batch_size
         factor = precision.slowdown(*(precision.pass_of(c, size) for c in (smoothed.classifier, classifier)))
         if factor > 1.1:
             print(
                 f"warning: {flags.precision} is {factor:.1f} times slower than the classifier's own precision on this "
-                "device, which has no units for it (two batches measured).",
+                "device (two batches measured).",
                 file=sys.stderr,
             )
     data = datasets.load(flags.data, flags.split, flags.data_dir, flags.image_size)

@@ -19,7 +19,7 @@ DENOISERS = ("dncnn", "unet")
 OPTIMIZERS = ("sgd", "adam")
 SCHEDULES = ("steps", "cosine")
 NOISES = ("lattice", "gaussian")
-CERTIFIED_PRECISIONS = ("float32", "bfloat16", "float16")
+CERTIFIED_PRECISIONS = ("float32", "bfloat16", "float16", "float64")
 TUNERS = ("random", "bayesian", "hyperband", "grid", "ablation")
 PRECISIONS = ("auto", "float32", "mixed_bfloat16", "mixed_float16")
 

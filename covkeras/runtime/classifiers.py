@@ -104,8 +104,8 @@ def check_weights(classifier) -> None:
             )
 
 
-# Classifiers whose answers were looked at.
-_ANSWERED = weakref.WeakSet()
+# Classifiers whose answers were looked at; that are functions of an image.
+_ANSWERED, _FUNCTIONS = weakref.WeakSet(), weakref.WeakSet()
 
 
 def probe_images(classifier) -> np.ndarray:
@@ -164,6 +164,48 @@ def _check_answers(classifier) -> None:
                 "covkeras.adapt(classifier, ends_in='softmax')."
             )
     _ANSWERED.add(classifier)
+
+
+def check_is_a_function(classifier) -> None:
+    """Refuses a classifier whose answer for an image is not the image's alone: layers that draw at random, count their
+    calls, or look at the other images of a batch. What is smoothed must be one function.
+
+    Raises:
+        ValueError: it answers the same probe otherwise when asked again, or in another batch.
+    """
+    import keras
+
+    if classifier in _FUNCTIONS:
+        return
+    images = probe_images(classifier)
+
+    def answers(batch):
+        return np.asarray(keras.ops.convert_to_numpy(keras.ops.cast(classifier(batch, training=False), "float32")))
+
+    first = answers(images)
+    coarse = any("float16" in str(layer.compute_dtype) for layer in classifier._flatten_layers())
+    # The last bits of a sum may depend on the batch's shape.
+    allowed = (0.02 if coarse else 1e-3) * (1.0 + np.abs(first[np.isfinite(first)]).max(initial=0.0))
+
+    def differ(others, of):
+        with np.errstate(invalid="ignore"):
+            return float(np.nanmax(np.abs(np.where(others == of, 0.0, others - of)), initial=0.0))
+
+    off = differ(answers(images), first)
+    if off > 1e-2 * allowed:
+        raise ValueError(
+            f"classifier must be a function of its image, but asked twice about the same {len(images)} test images it "
+            f"answers otherwise (logits off by up to {off:.3g}). A layer draws at random, or counts its calls, outside "
+            "training: have it call Dropout and the like with the training that it is given."
+        )
+    off = max(differ(answers(images[[i, i]])[0], first[i]) for i in (0, len(images) // 2, len(images) - 1))
+    if off > allowed:
+        raise ValueError(
+            "classifier must be a function of its image, but its answer for one depends on the others in its batch "
+            f"(logits off by up to {off:.3g}). Have its layers call BatchNormalization with the training that they are "
+            "given, and compare no image with another."
+        )
+    _FUNCTIONS.add(classifier)
 
 
 def check_fixed_size(image_shape) -> None:
