@@ -1,4 +1,4 @@
-"""The same classifier, image and noise: how many votes differ with the batch, threads, oneDNN, processor, exported graph?
+"""One classifier, one noise: how many votes differ with the batch, threads, oneDNN, processor, exported graph?
 
     python benchmarks/floats.py CLASSIFIER.keras --data mnist --data-dir DIR --sigma 0.5 --out floats.json
 
