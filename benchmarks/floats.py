@@ -63,7 +63,8 @@ def worker(flags) -> None:
         module.held = [v.value for v in model.variables]
         module.call = tf.function(logits, autograph=False, input_signature=[tf.TensorSpec((None, *shape[1:]))])
         tf.saved_model.save(module, folder.name)
-        call = tf.saved_model.load(folder.name).call
+        loaded = tf.saved_model.load(folder.name)
+        call = loaded.call
 
     @tf.function(autograph=False)
     def draw(image, index, block):
