@@ -105,7 +105,7 @@ def test_certify_at_decides_as_in_python(exported, rng):
             images=tf.constant(images), **columns(12, radius=radius, alpha=0.001, seed=np.arange(12))
         )
         for i in range(12):
-            one = smoothed.certify_at(images[i : i + 1], radius, 0.001, 5_000, seed=i, indices=[0], give_up=0)
+            one = smoothed.certify_at(images[i : i + 1], radius, 0.001, 5_000, 64, i, indices=[0], give_up=0)
             assert served["certified"].numpy()[i] == one.certified[0]
             assert served["class_id"].numpy()[i] == one.label[0]
     # It stops early: far fewer than the most it could draw.

@@ -255,7 +255,7 @@ def test_too_few_samples_are_refused_with_the_least_that_do():
         (lambda: smoothed.certify_at(image, 0.9, max_n=256), r"max_n must be at least \S+ to certify radius 0.9"),
         (
             lambda: smoothed.certify_to(image, 0.1, alpha=1e-9, max_n=32),
-            "max_n must be at least 64 to certify any radius",
+            "max_n must be at least 48 to certify any radius",
         ),
     ):
         with pytest.raises(ValueError, match=message):
@@ -266,7 +266,7 @@ def test_too_few_samples_are_refused_with_the_least_that_do():
     least = int(str(caught.value).split()[5].replace(",", ""))
     assert smoothed.certify_at(image, 0.9, max_n=least).certified[0]
     with pytest.raises(ValueError, match="max_n"):
-        smoothed.certify_at(image, 0.9, max_n=least - 32)
+        smoothed.certify_at(image, 0.9, max_n=least - 16)
 
 
 def test_a_loop_with_index_gives_each_image_its_own_noise(rng):

@@ -110,7 +110,7 @@ def test_killed_it_resumes_to_the_same_file(classifier, tmp_path):
         (["--sigma", "0"], "sigma must be a number in"),
         (["--sigma", "0.5", "--shard", "2/2"], "shard must be I/N with 0 <= I < N"),
         (["--sigma", "0.5", "--radius", "-1"], "radius must be a number in [0, inf)"),
-        (["--sigma", "0.5", "--radius", "1", "--tolerance", "1"], "give --radius or --tolerance, not both"),
+        (["--sigma", "0.5", "--radius", "1", "--tolerance", "1"], "give one of --radius, --radii and --tolerance"),
         (["--sigma", "0.5", "--devices", "3"], "devices must be auto, cpu, or a number from 1 to 2"),
         (["--sigma", "0.5", "--n", "0"], "n must be a whole number from 1"),
         (["--sigma", "0.5", "--data", "nothing"], "data set must be one of digits"),

@@ -4,6 +4,7 @@ import pytest
 import scipy.stats
 from conftest import grid_images
 
+from covkeras.certification.sampling import sample_until
 from covkeras.certification.sequential import (
     Decision,
     anytime_lower,
@@ -14,7 +15,8 @@ from covkeras.certification.sequential import (
     one_sided_log_wealth,
     required_probability,
 )
-from covkeras.certification.stopping import RadiusTest
+from covkeras.certification.stopping import RadiiTest, RadiusTest
+from covkeras.certification.voting import BLOCK
 
 LOOKS = 64
 
@@ -223,7 +225,7 @@ def test_an_informed_bet_is_valid_and_shorter_when_it_guesses_well(rng):
     "change, message",
     [
         ({"radius": -0.1}, "radius must be a number"),
-        ({"max_n": 1}, "max_n must be a whole number from 32"),
+        ({"max_n": 1}, "max_n must be a whole number from 16"),
         ({"bets": [[1.0, 1.0]]}, "bets must be 2 pairs"),
         ({"bets": [[1.0, 0.0], [1.0, 1.0]]}, "bets must be 2 pairs"),
         ({"alpha": 2}, "alpha must be"),
@@ -281,3 +283,89 @@ def test_bad_tolerances_are_refused(tolerance):
 
     with pytest.raises(ValueError, match=r"tolerance must be a number in \(0, inf\)"):
         SmoothedClassifier(small_classifier(), 0.5).certify_to(np.zeros((1, 8, 8, 1), np.float32), tolerance)
+
+
+class Urns:
+    """A ballot whose images are urns: `shares` (images, classes) of their votes, `own` their classes without noise."""
+
+    replicas, slots = 1, 512
+
+    def __init__(self, shares, own):
+        self.shares, self.own, self.num_classes = np.asarray(shares), np.asarray(own), len(shares[0])
+        self.rng = np.random.default_rng(0)
+
+    def count_blocks(self, images, indices, phases, blocks, seed):
+        return self.rng.multinomial(BLOCK, self.shares[indices])
+
+
+def decided_of(shares, own, rule, max_n=3_000):
+    """Every image's end: {position: Sampled}."""
+    urns, count = Urns(shares, own), len(shares)
+    images = np.zeros((count, 1, 1, 1), np.float32)
+    each = sample_until(urns, images, np.arange(count), seed=0, n0=0, max_n=max_n, rule=rule, labels=urns.own)
+    return {image.position: image for image in each}
+
+
+def test_two_classes_in_turn_err_no_more_than_alpha():
+    """At p = p0 = 1/2 for the image's own class and for the other, where both tests are as likely to err as they can:
+    at most alpha of 4,000 images certified (limit at 1e-8); and the second is tried."""
+    runs, alpha = 4_000, 0.05
+    rule = RadiusTest(0.5, alpha, 3_000, 0.0, twice=True)
+    ends = decided_of([[0.5, 0.5]] * runs, np.zeros(runs, int), rule).values()
+    assert sum(e.verdict == Decision.ABOVE for e in ends) <= scipy.stats.binom.ppf(1 - 1e-8, runs, alpha)
+    assert any(e.again for e in ends) and any(e.verdict == Decision.ABOVE for e in ends)
+
+
+def test_another_class_is_tried_where_the_images_own_fails():
+    """The class that noise gives is certified, on fresh samples; where there is none to gain, no sample is spent."""
+    p0 = required_probability(0.5, 0.5)
+    shares = [[0.02, 0.98, 0.0], [0.98, 0.02, 0.0], [0.4, 0.3, 0.3]]
+    ends = decided_of(shares, [0, 0, 0], RadiusTest(p0, 0.001, 3_000, 0.01, twice=True))
+    assert [ends[i].verdict for i in range(3)] == [Decision.ABOVE, Decision.ABOVE, Decision.NOT_ABOVE]
+    assert [ends[i].label for i in range(3)] == [1, 0, 0] and [ends[i].again for i in range(3)] == [True, False, False]
+    assert ends[0].given * BLOCK >= ends[0].spent + ends[0].trials > ends[0].trials
+
+
+@pytest.mark.parametrize("place", [1, 2])
+def test_a_grid_of_radii_errs_no_more_than_alpha(place):
+    """With p at the place-th radius' p0, less a millionth: certified there, or beyond, in at most alpha of 4,000
+    images (limit at 1e-8), however often the radii before it are."""
+    runs, alpha = 4_000, 0.05
+    p0s = [required_probability(r, 0.5) for r in (0.0, 0.1, 0.2)]
+    p = p0s[place] * (1 - 1e-6)
+    rule = RadiiTest(p0s, alpha, 2_000, 0.0)
+    ends = decided_of([[p, 1 - p]] * runs, np.zeros(runs, int), rule, max_n=2_000).values()
+    counts = np.array(
+        [e.verdict if e.verdict is not None else rule.certified.get((e.position, e.again), 0) for e in ends]
+    )
+    assert (counts > place).sum() <= scipy.stats.binom.ppf(1 - 1e-8, runs, alpha)
+    assert (counts > place).any() and (counts >= place).mean() > 0.4
+
+
+def test_a_grid_on_a_linear_classifier(rng):
+    """The true radius is known: at most alpha too large (limit at 1e-8); where it is clear of the grid, the largest
+    radius below it; alone and in any company the same; each radius as `certify_at` decides it."""
+    from test_smoothing import linear_classifier
+
+    from covkeras import SmoothedClassifier
+
+    model, exact = linear_classifier(rng)
+    images, grid = grid_images(rng, 200, 4), [0.0, 0.1, 0.2, 0.3]
+    radius, label = exact(images)
+    smoothed = SmoothedClassifier(model, 0.25, batch_size=512)
+    found = smoothed.certify_grid(images, grid, max_n=20_000, seed=3)
+    wrong = (found.label != -1) & ((found.label != label) | (found.radius > radius))
+    assert wrong.sum() <= scipy.stats.binom.ppf(1 - 1e-8, 200, 0.001)
+    clear = np.abs(radius[:, None] - np.array(grid)).min(1) > 0.02
+    below = np.array([max(r for r in grid if r <= one) for one in radius])
+    np.testing.assert_array_equal(found.radius[clear], below[clear])
+    assert found.samples[clear].mean() < 3_000
+    part = smoothed.certify_grid(images[[31, 2]], grid, max_n=20_000, seed=3, indices=[31, 2])
+    np.testing.assert_array_equal(part.radius, found.radius[[31, 2]])
+    # Given up, an image may be lost here and not there.
+    how = {"max_n": 20_000, "seed": 3, "indices": np.flatnonzero(clear), "give_up": 0}
+    at, on_grid = smoothed.certify_at(images[clear], 0.2, **how), smoothed.certify_grid(images[clear], grid, **how)
+    np.testing.assert_array_equal(at.certified, on_grid.radius >= 0.2)
+    for radii in ([], [0.2, 0.1], [-0.1, 0.2], [0.1, 0.1]):
+        with pytest.raises(ValueError, match="radii must be"):
+            smoothed.certify_grid(images, radii)

@@ -1,8 +1,10 @@
-"""Sequential certification, an image at a time as each is decided: one radius, or radii to a precision.
+"""Sequential certification, an image at a time as each is decided: one radius, a grid of them, or to a precision.
 
-The work is lazy; the arguments are checked at once. See `SmoothedClassifier.certify_at` and `certify_to`.
+The work is lazy; the arguments are checked at once. See `SmoothedClassifier.certify_at`,
+`certify_grid` and `certify_to`.
 """
 
+import itertools
 import math
 from collections.abc import Iterator
 
@@ -13,28 +15,64 @@ from covkeras.certification.confidence import certified_radius
 from covkeras.certification.noise import check_seed
 from covkeras.certification.sampling import Sampled, sample_until
 from covkeras.certification.sequential import Decision, anytime_lower, hits_to_decide, required_probability
-from covkeras.certification.stopping import RadiusPrecision, RadiusTest
+from covkeras.certification.stopping import RadiiTest, RadiusPrecision, RadiusTest, levels
 from covkeras.certification.voting import BLOCK
 from covkeras.runtime.validation import check_alpha, check_between, check_count
 
 
 def certify_at_each(
-    smoothed, images, radius, alpha=0.001, max_n=100_000, n0=64, seed=0, indices=None, bets=None, give_up=0.01, index=0
+    smoothed, images, radius, alpha=0.001, max_n=100_000, n0=0, seed=0, indices=None, bets=None, give_up=0.01, index=0
 ) -> Iterator[tuple[int, RadiusDecisions]]:
     """Yields (position, RadiusDecisions of length 1) as the images are decided, in any order."""
     check_between("radius", radius, 0, math.inf, closed="left")
     images, indices = _checked(smoothed, images, indices=indices, index=index, alpha=alpha, max_n=max_n, n0=n0)
     check_between("give_up", give_up, 0, 0.5, closed="left")
-    _check_reach(max_n, required_probability(radius, smoothed.sigma), alpha, f"radius {radius:g}")
+    _check_reach(max_n, required_probability(radius, smoothed.sigma), levels(alpha, n0 == 0)[0], f"radius {radius:g}")
     if bets is not None:
         bets = np.asarray(bets, np.float64)
         if bets.shape != (len(images), 2) or not np.isfinite(bets).all() or (bets <= 0).any():
             raise ValueError(f"bets must be {len(images)} pairs (a, b) above 0, one for each image, got {bets!r}.")
-    rule = RadiusTest(required_probability(radius, smoothed.sigma), alpha, max_n=max_n, give_up=give_up, bets=bets)
-    sampled = sample_until(
-        smoothed.ballot, images, indices=indices, seed=check_seed(seed), n0=n0, max_n=max_n, rule=rule
-    )
+    p0 = required_probability(radius, smoothed.sigma)
+    rule = RadiusTest(p0, alpha, max_n=max_n, give_up=give_up, bets=bets, twice=n0 == 0)
+    sampled = _sampled(smoothed, images, indices=indices, seed=seed, n0=n0, max_n=max_n, rule=rule)
     return ((image.position, _decision(image, radius)) for image in _reported(smoothed, sampled, indices))
+
+
+def certify_grid_each(
+    smoothed, images, radii, alpha=0.001, max_n=100_000, n0=0, seed=0, indices=None, give_up=0.01, index=0
+) -> Iterator[tuple[int, Certificates]]:
+    """Yields (position, Certificates of length 1) as the images' places among the radii are decided, in any order."""
+    radii = [check_between("radii", radius, 0, math.inf, closed="left") for radius in radii]
+    if not radii or any(b <= a for a, b in itertools.pairwise(radii)):
+        raise ValueError(f"radii must be increasing, and at least one, got {radii}.")
+    images, indices = _checked(smoothed, images, indices=indices, index=index, alpha=alpha, max_n=max_n, n0=n0)
+    check_between("give_up", give_up, 0, 0.5, closed="left")
+    p0s = [required_probability(radius, smoothed.sigma) for radius in radii]
+    _check_reach(max_n, p0s[-1], levels(alpha, n0 == 0)[0], f"radius {radii[-1]:g}")
+    rule = RadiiTest(p0s, alpha, max_n=max_n, give_up=give_up, twice=n0 == 0)
+    sampled = _sampled(smoothed, images, indices=indices, seed=seed, n0=n0, max_n=max_n, rule=rule)
+    return ((image.position, _placed(image, rule, radii, p0s)) for image in _reported(smoothed, sampled, indices))
+
+
+def _placed(image: Sampled, rule: RadiiTest, radii, p0s) -> Certificates:
+    """The certificate of the largest radius up to which all are certified; an abstention where none is."""
+    count = image.verdict if image.verdict is not None else rule.certified.get((image.position, image.again), 0)
+    return Certificates.single(
+        image.label if count else ABSTAIN,
+        radii[count - 1] if count else 0.0,
+        p_lower=p0s[count - 1] if count else 0.0,
+        samples=image.given * BLOCK,
+        seconds=image.seconds,
+        void=image.void,
+    )
+
+
+def _sampled(smoothed, images, indices, seed, n0: int, max_n: int, rule) -> Iterator[Sampled]:
+    """Samples the images, the class chosen by n0 samples, or by the classifier's own answer for the image."""
+    check_seed(seed)
+    labels = None if n0 else smoothed.ballot.classes(images)
+    how = {"seed": seed, "n0": n0, "max_n": max_n, "rule": rule, "labels": labels}
+    return sample_until(smoothed.ballot, images, indices=indices, **how)
 
 
 def _decision(image: Sampled, radius: float) -> RadiusDecisions:
@@ -57,7 +95,7 @@ def certify_to_each(
 ) -> Iterator[tuple[int, Certificates]]:
     """Yields (position, Certificates of length 1) as the images' radii are precise enough, in any order."""
     check_between("tolerance", tolerance, 0, math.inf)
-    images, indices = _checked(smoothed, images, indices=indices, index=index, alpha=alpha, max_n=max_n, n0=n0)
+    images, indices = _checked(smoothed, images, indices=indices, index=index, alpha=alpha, max_n=max_n, n0=n0, least=1)
     _check_reach(max_n, 0.5, alpha, "any radius")
     rule = RadiusPrecision(tolerance, smoothed.sigma, alpha, max_n)
     sampled = sample_until(
@@ -82,9 +120,9 @@ def _certificate(image: Sampled, rule: RadiusPrecision, sigma: float) -> Certifi
     )
 
 
-def _checked(smoothed, images, indices, index, alpha, max_n, n0):
+def _checked(smoothed, images, indices, index, alpha, max_n, n0, least: int = 0):
     check_alpha(alpha)
-    check_count("n0", n0)
+    check_count("n0", n0, least)
     check_count("max_n", max_n, BLOCK, 10**9)
     return smoothed.checked(images, indices, index)
 

@@ -3,6 +3,10 @@
 A batch is made of slots of `BLOCK` copies; a slot is an image's next block of its own stream of noise, first those that
 choose its class, then those that count. What is decided of an image depends on its blocks in their order alone, not on
 which images it shared a batch with (up to a vote that hangs on a logit's last bit, which the batch may change).
+
+Where the class is the image's own, without noise (`labels`), no sample is spent on choosing it: it is a function of the
+image alone. Where the rule then finds nothing to certify, and the samples name another class, that one is tried on
+fresh samples, once. The rule knows which of the two tests it looks at, and shares alpha between them.
 """
 
 import collections
@@ -21,10 +25,10 @@ from covkeras.certification.voting import BLOCK
 class Sampled:
     """An image in work, or done.
 
-    position: in the images given. votes: (classes,), of the class-choosing samples. label: the class they chose. hits,
-    trials: votes for it among the samples that count. void: samples that vote for nobody.
-    given: blocks drawn. verdict: the rule's, None as long as it
-    wants more samples. seconds: its samples' share of the time.
+    position: in the images given. votes: (classes,), of all samples so far. label: the class in question. hits,
+    trials: votes for it among the samples that count. void: samples that vote for nobody. given: blocks drawn. next:
+    the number of the next one. again: whether it is another class than the first, after `spent` samples on that.
+    verdict: the rule's, None as long as it wants more samples. seconds: its samples' share of the time.
     """
 
     position: int
@@ -34,20 +38,28 @@ class Sampled:
     trials: int = 0
     void: int = 0
     given: int = 0
+    next: int = 0
+    again: bool = False
+    spent: int = 0
     verdict: object = None
     seconds: float = 0.0
 
 
-def sample_until(ballot, images, indices, seed: int, n0: int, max_n: int, rule) -> Iterator[Sampled]:
+def sample_until(ballot, images, indices, seed: int, n0: int, max_n: int, rule, labels=None) -> Iterator[Sampled]:
     """Yields each image when the rule has a verdict on it, or after max_n samples, in the order of finishing.
 
     Args:
         ballot: a `Ballot`. images: float32 (images, height, width, channels). indices: (images,). seed: of the noise.
         n0: samples to choose the class, rounded up to whole blocks. max_n: samples that count, at most.
-        rule: rule(positions, hits, trials) -> one verdict each, or None for more samples.
+        rule: rule(positions, hits, trials, again) -> one verdict each, or None for more samples; `rule.may_gain(votes,
+            verdict)`, whether it is worth while to try the class that most samples name.
+        labels: (images,), the classes in question where n0 is 0; functions of the images alone.
     """
     slots, first = ballot.slots * ballot.replicas, -(-n0 // BLOCK)
-    waiting = (Sampled(position, np.zeros(ballot.num_classes, np.int64)) for position in range(len(images)))
+    waiting = (
+        Sampled(position, np.zeros(ballot.num_classes, np.int64), -1 if labels is None else int(labels[position]))
+        for position in range(len(images))
+    )
     active: collections.deque[Sampled] = collections.deque(itertools.islice(waiting, slots))
     started, drawn = time.perf_counter(), 0
     while active:
@@ -58,11 +70,23 @@ def sample_until(ballot, images, indices, seed: int, n0: int, max_n: int, rule) 
         counts = ballot.count_blocks(images[positions], indices[positions], phases, numbers, seed)
         _take(blocks, counts, first, max_n, rule)
         drawn += slots * BLOCK
-        for image in [a for a in active if a.verdict is not None or a.trials + BLOCK > max_n]:
+        for image in active:
+            if labels is not None and image.verdict is not None and not image.again:
+                _try_another(image, rule, max_n)
+        for image in [a for a in active if a.verdict is not None or a.spent + a.trials + BLOCK > max_n]:
             active.remove(image)
             image.seconds = (time.perf_counter() - started) * image.given * BLOCK / drawn
             yield image
         active.extend(itertools.islice(waiting, slots - len(active)))
+
+
+def _try_another(image: Sampled, rule, max_n: int) -> None:
+    """Begins anew with the class that most samples named, where that may certify what the first class did not."""
+    other = int(image.votes.argmax())
+    if other == image.label or image.trials + BLOCK > max_n or not rule.may_gain(image.votes, image.verdict):
+        return
+    image.label, image.again, image.spent = other, True, image.trials
+    image.hits, image.trials, image.verdict = 0, 0, None
 
 
 def _next_blocks(active, slots: int, first: int) -> list[tuple[Sampled, int]]:
@@ -70,15 +94,16 @@ def _next_blocks(active, slots: int, first: int) -> list[tuple[Sampled, int]]:
     chosen = []
     for i in range(slots):
         image = active[i % len(active)]
-        chosen.append((image, image.given))
+        chosen.append((image, image.next))
         image.given += 1
+        image.next += 1
     return chosen
 
 
 def _take(blocks, counts, first: int, max_n: int, rule) -> None:
     """Adds each image's blocks in their order and asks the rule after each; what is drawn beyond a verdict, or beyond
     max_n, is thrown away."""
-    looks, hits, trials = [], {}, {}
+    looks, last, trials = [], {}, {}
     for (image, block), row in zip(blocks, counts, strict=True):
         image.void += BLOCK - int(row.sum())
         if block < first:
@@ -86,14 +111,17 @@ def _take(blocks, counts, first: int, max_n: int, rule) -> None:
             image.label = int(image.votes.argmax())
             continue
         at = image.position
-        hits[at] = hits.get(at, image.hits) + int(row[image.label])
+        hits = int(row[image.label]) + (looks[last[at]][2] if at in last else image.hits)
         trials[at] = trials.get(at, image.trials) + BLOCK
-        if trials[at] <= max_n:
-            looks.append((image, hits[at], trials[at]))
+        total = row + (looks[last[at]][4] if at in last else image.votes)
+        if image.spent + trials[at] <= max_n:
+            last[at] = len(looks)
+            looks.append((image, block, hits, trials[at], total))
     if not looks:
         return
-    images, hits, trials = zip(*looks, strict=True)
-    verdicts = rule(np.array([i.position for i in images]), np.array(hits), np.array(trials))
-    for image, h, t, verdict in zip(images, hits, trials, verdicts, strict=True):
+    images, numbers, hits, trials, totals = zip(*looks, strict=True)
+    again = np.array([i.again for i in images])
+    verdicts = rule(np.array([i.position for i in images]), np.array(hits), np.array(trials), again)
+    for image, number, h, t, total, verdict in zip(images, numbers, hits, trials, totals, verdicts, strict=True):
         if image.verdict is None:
-            image.hits, image.trials, image.verdict = h, t, verdict
+            image.hits, image.trials, image.votes, image.verdict, image.next = h, t, total, verdict, number + 1

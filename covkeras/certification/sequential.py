@@ -67,9 +67,7 @@ def wealth_limit(alpha, on: Functions = SCIPY):
     return _MARGIN - on.log(on.float64(alpha))
 
 
-def decide(
-    hits, trials, p0: float, alpha: float, alpha_stop: float | None = None, bet: tuple[float, float] = UNINFORMED
-) -> np.ndarray:
+def decide(hits, trials, p0, alpha, alpha_stop=None, bet: tuple[float, float] = UNINFORMED) -> np.ndarray:
     """Decides "p > p0", as far as the samples go.
 
     ABOVE: the wealth against p <= p0 has reached 1 / alpha: wrong with probability at most alpha, whatever the number
@@ -77,26 +75,27 @@ def decide(
     first test nothing.
 
     Args:
-        hits, trials: integers, same shape. p0: in (0, 1). alpha, alpha_stop: in (0, 1). bet: (a, b) of the test for
-            ABOVE; the other always bets uninformed.
+        hits, trials: integers, same shape. p0, alpha, alpha_stop: in (0, 1), numbers or of that shape. bet: (a, b) of
+            the test for ABOVE; the other always bets uninformed.
 
     Returns:
         int array of `Decision`, the shape of `hits`.
     """
     above = _reached(hits, trials, p0=p0, above=True, bet=bet, alpha=alpha)
-    below = _reached(hits, trials, p0=p0, above=False, bet=UNINFORMED, alpha=alpha_stop or alpha)
+    stop = alpha if alpha_stop is None else alpha_stop
+    below = _reached(hits, trials, p0=p0, above=False, bet=UNINFORMED, alpha=stop)
     return np.where(above, Decision.ABOVE, np.where(below, Decision.NOT_ABOVE, Decision.UNDECIDED)).astype(int)
 
 
 def _reached(hits, trials, p0, above, bet, alpha) -> np.ndarray:
     """Whether the one-sided wealth has reached 1 / alpha."""
-    hits, trials, a, b = np.broadcast_arrays(hits, trials, *bet)
-    limit = wealth_limit(alpha)
+    hits, trials, p0, limit, a, b = np.broadcast_arrays(hits, trials, p0, wealth_limit(alpha), *bet)
     # Leaving out the other side's bettors gains at most this; most sequences are further from the limit.
     side = scipy.special.betaincc if above else scipy.special.betainc
     near = log_wealth(hits, trials, p0, (a, b)) - np.log(side(a, b, p0)) >= limit
     reached = np.zeros(near.shape, bool)
-    reached[near] = one_sided_log_wealth(hits[near], trials[near], p0, above, (a[near], b[near])) >= limit
+    wealth = one_sided_log_wealth(hits[near], trials[near], p0[near], above, (a[near], b[near]))
+    reached[near] = wealth >= limit[near]
     return reached
 
 

@@ -6,7 +6,7 @@ are done: `cohen`, with the number of samples fixed, and `deciding`, with sequen
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import keras
 import numpy as np
@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from covkeras.certification import cohen
 from covkeras.certification.certificates import Certificates, Predictions, RadiusDecisions
-from covkeras.certification.deciding import certify_at_each, certify_to_each
+from covkeras.certification.deciding import certify_at_each, certify_grid_each, certify_to_each
 from covkeras.certification.noise import make_noise
 from covkeras.certification.voting import PRECISIONS, Ballot, rebuilt
 from covkeras.runtime.adapting import adapt
@@ -154,7 +154,7 @@ class SmoothedClassifier:
         radius: float,
         alpha: float = 0.001,
         max_n: int = 100_000,
-        n0: int = 64,
+        n0: int = 0,
         seed: int = 0,
         indices=None,
         bets=None,
@@ -164,15 +164,17 @@ class SmoothedClassifier:
     ) -> RadiusDecisions:
         """Decides for each image whether `radius` is certified, stopping as soon as that is clear either way.
 
-        The class is chosen on n0 samples of their own; then a betting test of p > Phi(radius / sigma) runs on others,
-        valid at every stopping time (`sequential`), and a second one stops images that are not. What stops them does
-        not weaken the first.
+        The class is the classifier's own for the image without noise, or chosen on n0 samples; then a betting test of
+        p > Phi(radius / sigma) runs on others, valid at every stopping time (`sequential`), and a second one stops
+        images that are not. What stops them does not weaken the first. Where the image's own class fails and the
+        samples name another one, that is tested too, on fresh samples at a tenth of alpha (the first at nine).
 
         Args:
             images: (batch, height, width, channels), floats in [0, 1].
             radius: in [0, 1] pixel units, >= 0. alpha: the probability that a "certified" is wrong.
             max_n: samples per image at most; an image undecided by then is not certified.
-            n0: samples to choose the class, rounded up to whole blocks of 32. seed, indices, index: as for `certify`.
+            n0: samples to choose the class, rounded up to whole blocks of 16; 0 asks the image itself. seed, indices,
+                index: as for `certify`.
             bets: (batch, 2), the (a, b) of each image's bets, fixed before any sample is seen; valid whatever they
                 are, and shorter where they guess p = a / (a + b) well (`informed_bet`). By default (1/2, 1/2).
             give_up: an image is given up, undecided, when its chance to be certified by max_n falls below it; 0: never.
@@ -199,6 +201,40 @@ class SmoothedClassifier:
         )
         return RadiusDecisions.concatenate(collected(each, progress), radius)
 
+    def certify_grid(
+        self,
+        images,
+        radii: Sequence[float],
+        alpha: float = 0.001,
+        max_n: int = 100_000,
+        n0: int = 0,
+        seed: int = 0,
+        indices=None,
+        give_up: float = 0.01,
+        progress: Callable[[int, Certificates], None] | None = None,
+        index: int = 0,
+    ) -> Certificates:
+        """Decides a grid of radii for each image on the same samples: what a curve of certified accuracy asks.
+
+        The radii are tested in their order, each at alpha as by `certify_at`, up to the first that is not certified;
+        their common error is at most alpha (fixed-sequence testing).
+
+        Args:
+            images: (batch, height, width, channels), floats in [0, 1].
+            radii: increasing, >= 0, in [0, 1] pixel units. Others as `certify_at`'s.
+            progress: called with (position, Certificates of length 1) as each image is done.
+
+        Returns:
+            Certificates: radius is the largest one of the grid that is certified, so that certified accuracy at the
+            grid's radii is that of finer certificates; label -1 where not even the first is.
+
+        Raises:
+            TypeError, ValueError: before any work, naming the argument.
+        """
+        how = {"alpha": alpha, "max_n": max_n, "n0": n0, "give_up": give_up}
+        each = certify_grid_each(self, images, radii, seed=seed, indices=indices, index=index, **how)
+        return Certificates.concatenate(collected(each, progress))
+
     def certify_to(
         self,
         images,
@@ -221,7 +257,7 @@ class SmoothedClassifier:
             tolerance: in [0, 1] pixel units, > 0. alpha: the probability that a certificate is wrong, and the one that
                 a radius falls short by more than the tolerance.
             max_n: samples per image at most.
-            n0: samples to choose the class, rounded up to whole blocks of 32. seed, indices, index: as for `certify`.
+            n0: samples to choose the class, rounded up to whole blocks of 16. seed, indices, index: as for `certify`.
             progress: called with (position, Certificates of length 1) as each image is done.
 
         Returns:

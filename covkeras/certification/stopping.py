@@ -14,6 +14,11 @@ from covkeras.certification.sequential import (
 from covkeras.certification.voting import BLOCK
 
 
+def levels(alpha: float, twice: bool) -> np.ndarray:
+    """Returns the alphas of an image's first and second class: where one may be tried, nine tenths and a tenth."""
+    return np.array([0.9 * alpha, 0.1 * alpha]) if twice else np.array([alpha, alpha])
+
+
 class RadiusTest:
     """Stops when it is decided whether p > p0, either way, or when max_n samples will hardly decide it.
 
@@ -23,27 +28,98 @@ class RadiusTest:
 
     Args:
         p0: the probability to exceed. alpha: of a wrong ABOVE, and of a wrong NOT_ABOVE. max_n: samples at most.
-        give_up: 0 never gives up. bets: None, or (images, 2), each image's (a, b).
+        give_up: 0 never gives up. bets: None, or (images, 2), each image's (a, b). twice: whether a second class may be
+            tried: the first is tested at 0.9 alpha, the second at 0.1 alpha; together at alpha.
     """
 
-    def __init__(self, p0: float, alpha: float, max_n: int, give_up: float, bets: np.ndarray | None = None):
-        self.p0, self.alpha, self.max_n, self.bets = p0, alpha, max_n, bets
+    def __init__(self, p0: float, alpha: float, max_n: int, give_up: float, bets=None, twice: bool = False):
+        self.p0, self.max_n, self.bets = p0, max_n, bets
+        self.alpha, self.levels = alpha, levels(alpha, twice)
         self._unlikely = -float(scipy.special.ndtri(give_up))
-        self._needed = hits_to_decide(max_n, p0, alpha)
+        self._needed = np.array([hits_to_decide(max_n, p0, level) for level in self.levels])
 
-    def __call__(self, positions, hits, trials) -> list[Decision | None]:
+    def __call__(self, positions, hits, trials, again=None) -> list[Decision | None]:
         bet = UNINFORMED if self.bets is None else tuple(self.bets[positions].T)
-        decisions = decide(hits, trials, self.p0, self.alpha, bet=bet)
-        hopeless = self._lacking(hits, trials) > self._unlikely
+        second = np.zeros(len(hits), int) if again is None else np.asarray(again, int)
+        decisions = decide(hits, trials, self.p0, self.levels[second], self.alpha, bet=bet)
+        hopeless = self._lacking(hits, trials, self._needed[second]) > self._unlikely
         settled = (decisions != Decision.UNDECIDED) | hopeless
         return [Decision(int(d)) if s else None for d, s in zip(decisions, settled, strict=True)]
 
-    def _lacking(self, hits, trials) -> np.ndarray:
+    def may_gain(self, votes, verdict) -> bool:
+        """Whether the class with most votes may have p > p0, where the first one has not: it costs samples, no more."""
+        return verdict != Decision.ABOVE and promising(votes, self.p0)
+
+    def _lacking(self, hits, trials, needed) -> np.ndarray:
         """How many standard deviations the hits still needed lie above those to be expected."""
         left = self.max_n - trials
         p = (hits + 0.5) / (trials + 1)
         deviation = np.sqrt(p * (1 - p) * left * (1 + left / trials))
-        return (self._needed - hits - left * p) / np.maximum(deviation, 1e-9)
+        return (needed - hits - left * p) / np.maximum(deviation, 1e-9)
+
+
+class RadiiTest:
+    """Decides a whole grid of radii on the same samples: the largest one up to which all are certified.
+
+    The radii are tested in their order, each at alpha, on all samples so far, and the first that is not certified ends
+    it: to certify falsely, the smallest radius beyond the image's own must be certified, and that has probability at
+    most alpha (fixed-sequence testing). The verdict is the number of radii certified.
+
+    Args:
+        p0s: the probabilities to exceed, increasing. Others as `RadiusTest`'s.
+    """
+
+    def __init__(self, p0s, alpha: float, max_n: int, give_up: float, twice: bool = False):
+        self.tests = [RadiusTest(p0, alpha, max_n, give_up, twice=twice) for p0 in p0s]
+        self.certified: dict[tuple[int, bool], int] = {}
+
+    def __call__(self, positions, hits, trials, again=None) -> list[int | None]:
+        again = np.zeros(len(hits), bool) if again is None else np.asarray(again, bool)
+        verdicts: list[int | None] = [None] * len(hits)
+        # Image by image in the order of its samples; an image's radii, as long as one after the other is certified.
+        open_ = list(range(len(hits)))
+        while open_:
+            at = np.array([self.certified.get((int(positions[i]), bool(again[i])), 0) for i in open_])
+            later = []
+            for k in np.unique(at):
+                these = np.array(open_)[at == k]
+                if k == len(self.tests):
+                    # Looks after the one that certified the last radius.
+                    for i in these:
+                        verdicts[i] = int(k)
+                    continue
+                decided = self.tests[k](positions[these], hits[these], trials[these], again[these])
+                later += self._taken(k, these, decided, positions, again, verdicts)
+            open_ = sorted(later)
+        return verdicts
+
+    def _taken(self, k: int, these, decided, positions, again, verdicts) -> list[int]:
+        """Notes the verdicts on radius k; returns the looks that the next radius must be asked about."""
+        later = []
+        for i, verdict in zip(these, decided, strict=True):
+            key = (int(positions[i]), bool(again[i]))
+            if self.certified.get(key, 0) > k:
+                # An earlier look of this round has certified it.
+                later.append(int(i))
+            elif verdict == Decision.ABOVE:
+                self.certified[key] = k + 1
+                if k + 1 == len(self.tests):
+                    verdicts[i] = k + 1
+                else:
+                    later.append(int(i))
+            elif verdict is not None:
+                verdicts[i] = k
+        return later
+
+    def may_gain(self, votes, verdict) -> bool:
+        """Whether the class with most votes may have the smallest radius, where the first one has none."""
+        return verdict == 0 and promising(votes, self.tests[0].p0)
+
+
+def promising(votes, p0: float) -> bool:
+    """Whether the class with most votes is within three standard errors of p0, or above."""
+    total = max(int(votes.sum()), 1)
+    return votes.max() / total + 3 * np.sqrt(p0 * (1 - p0) / total) >= p0
 
 
 class RadiusPrecision:
@@ -63,7 +139,7 @@ class RadiusPrecision:
         self.best: dict[int, float] = {}
         self._next: dict[int, float] = {}
 
-    def __call__(self, positions, hits, trials) -> list[float | None]:
+    def __call__(self, positions, hits, trials, again=None) -> list[float | None]:
         verdicts: list[float | None] = [None] * len(hits)
         due = [i for i, t in enumerate(trials) if self._is_due(positions[i], t)]
         if due:

@@ -1,9 +1,9 @@
 """Certifies any Keras classifier file on any data set, image by image, and resumes by itself.
 
-At a fixed number of samples (Cohen), or sequentially: with --radius until one radius is decided, with --tolerance until
-the radius is precise enough. Each finished image is one line on the disk. A sidecar FILE.json says what made the file:
-classifier, data set, sigma, n, alpha, seed, noise, precision, library versions; a file is resumed, and shards are
-merged, only with the same.
+At a fixed number of samples (Cohen), or sequentially: with --radius until one radius is decided, with --radii until its
+place among them is, with --tolerance until it is precise enough. Each finished image is one line on the disk. A sidecar
+FILE.json says what made the file: classifier, data set, sigma, n, alpha, seed, noise, precision, library versions; a
+file is resumed, and shards are merged, only with the same.
 """
 
 import argparse
@@ -31,12 +31,14 @@ precision = Later("covkeras.experiments.precision")
 records = Later("covkeras.certification.records")
 report = Later("covkeras.reports.results")
 sequential = Later("covkeras.certification.sequential")
+voting = Later("covkeras.certification.voting")
 
 EXAMPLES = """examples:
   covkeras certify runs/digits/classifier.keras --data digits --sigma 0.25 --out digits.tsv
   covkeras certify mine.keras --data cifar10 --data-dir DIR --sigma 0.5 --skip 20 --n 100000 --out mine.tsv
   covkeras certify mine.keras --data mnist --data-dir DIR --sigma 0.5 --shard 3/8 --out shard3.tsv
   covkeras certify mine.keras --data mnist --data-dir DIR --sigma 0.5 --radius 0.5 --precision bfloat16
+  covkeras certify mine.keras --data mnist --data-dir DIR --sigma 0.5 --radii 0 0.25 0.5 0.75 1 --out curve.tsv
   covkeras certify mine.keras --data mnist --data-dir DIR --sigma 0.5 --tolerance 0.05 --out to.tsv
   covkeras certify exported/1 --input-range 0 255 --ends-in softmax --data cifar10 --data-dir DIR --sigma 0.25
   covkeras certify --merge whole.tsv shard*.tsv
@@ -66,7 +68,11 @@ def parse(arguments=None) -> argparse.Namespace:
     parser.add_argument("--image-size", type=int, default=0, help="resize to so many pixels (default: as stored)")
     parser.add_argument("--split", default="test", choices=datasets.SPLITS, help="default: test")
     parser.add_argument("--sigma", type=float, help="noise level in [0, 1] pixel units")
-    parser.add_argument("--n0", type=int, default=100, help="samples to choose the class (default: 100)")
+    parser.add_argument(
+        "--n0",
+        type=int,
+        help="samples to choose the class; 0 asks the image itself (default: 100; 0 with --radius and --radii)",
+    )
     parser.add_argument("--n", type=int, default=100_000, help="samples to bound its probability (default: 100,000)")
     parser.add_argument(
         "--alpha", type=float, default=0.001, help="probability of a wrong certificate (default: 0.001)"
@@ -84,6 +90,9 @@ def parse(arguments=None) -> argparse.Namespace:
     )
     parser.add_argument("--devices", default="auto", help="auto (all GPUs, or the CPU), cpu, or a number of devices")
     parser.add_argument("--radius", type=float, help="decide this radius only, sequentially, with up to --n samples")
+    parser.add_argument(
+        "--radii", type=float, nargs="+", help="decide these, increasing, on the same samples: a curve, sequentially"
+    )
     parser.add_argument("--tolerance", type=float, help="stop when a radius is this precise, with up to --n samples")
     parser.add_argument("--batch", type=int, default=None, help="noisy copies per pass (default: by the image's size)")
     parser.add_argument("--start", type=int, default=0, help="first image (default: 0)")
@@ -122,6 +131,8 @@ def work_on(smoothed, flags):
             decisions = each(smoothed, images, flags.radius, max_n=flags.n, indices=indices, **budget)
             p0 = sequential.required_probability(flags.radius, flags.sigma)
             return ((position, decision.as_certificates(p0)) for position, decision in decisions)
+        if flags.radii is not None:
+            return deciding.certify_grid_each(smoothed, images, flags.radii, max_n=flags.n, indices=indices, **budget)
         if flags.tolerance is not None:
             return deciding.certify_to_each(smoothed, images, flags.tolerance, max_n=flags.n, indices=indices, **budget)
         return cohen.certify_each(smoothed, images, n=flags.n, indices=indices, **budget)
@@ -132,8 +143,13 @@ def work_on(smoothed, flags):
 def certify(flags, stop) -> None:
     if len(flags.files) != 1 or flags.sigma is None:
         raise ValueError("give one classifier file and --sigma, or --merge OUT and the shards.")
-    if flags.radius is not None and flags.tolerance is not None:
-        raise ValueError("give --radius or --tolerance, not both: one decides a radius, the other measures it.")
+    if sum(given is not None for given in (flags.radius, flags.radii, flags.tolerance)) > 1:
+        raise ValueError(
+            "give one of --radius, --radii and --tolerance: the first decides a radius, the second a grid of them, the "
+            "third measures it."
+        )
+    if flags.n0 is None:
+        flags.n0 = 100 if flags.radius is None and flags.radii is None else 0
     classifier = cli.load_classifier(flags.files[0], flags)
     strategy = devices.strategy(flags.devices)
     strategy = strategy if strategy.num_replicas_in_sync > 1 else None
@@ -161,8 +177,10 @@ def certify(flags, stop) -> None:
     data = data.head(min(flags.max or len(data), len(data)))
     indices = chosen(flags, len(data))
     out = Path(flags.out or "certificates.tsv")
-    names = ("data", "split", "image_size", "n0", "n", "alpha", "seed", "radius", "tolerance")
+    names = ("data", "split", "image_size", "n0", "n", "alpha", "seed", "radius", "radii", "tolerance")
     what = {name: getattr(flags, name) for name in names}
+    if any(given is not None for given in (flags.radius, flags.radii, flags.tolerance)):
+        what["block"] = voting.BLOCK
     jobs.certify_images(
         smoothed,
         data,

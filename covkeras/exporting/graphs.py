@@ -16,8 +16,10 @@ from covkeras.certification.smoothing import SmoothedClassifier
 from covkeras.certification.special import TENSORFLOW
 from covkeras.certification.voting import BLOCK
 
-# Blocks of 32 that the sequential test draws between two looks at the device; it looks after every block.
-_STRIDE = 8
+# Blocks that the sequential test draws between two looks at the device; it looks after every block.
+_STRIDE = 16
+# Blocks that choose the class.
+_CHOOSING = 4
 
 
 class ServedGraphs:
@@ -131,7 +133,7 @@ class ServedGraphs:
 
     def certify_at(self, images, radius, alpha, seed):
         """Decides for each image whether `radius` is certified, stopping as soon as that is clear: the test of
-        `SmoothedClassifier.certify_at` with give_up=0 on the same stream.
+        `SmoothedClassifier.certify_at` with n0=64 and give_up=0 on the same stream.
 
         Args:
             images: as for `certify`. radius, alpha: float64 (batch,). seed: int64 (batch,).
@@ -152,11 +154,11 @@ class ServedGraphs:
         return self._per_image(grid, lambda i, image: self._decided(image, p0[i], alpha[i], seed[i]), 3)
 
     def _decided(self, image, p0, alpha, seed):
-        top = tf.argmax(self._votes_of_blocks(image, SELECTION, tf.constant(0, tf.int64), 2, seed, None))
+        top = tf.argmax(self._votes_of_blocks(image, SELECTION, tf.constant(0, tf.int64), _CHOOSING, seed, None))
         limit, ends = wealth_limit(alpha, TENSORFLOW), self.max_samples // BLOCK
 
         def step(blocks, hits, verdict):
-            # Looks after each block of 32, as in Python; a verdict is the first one reached.
+            # Looks after each block, as in Python; a verdict is the first one reached.
             new = self._votes_of_blocks(image, SEQUENTIAL, blocks, _STRIDE, seed, top)
             total = hits + tf.cumsum(new)
             counts = blocks + tf.range(1, _STRIDE + 1, dtype=tf.int64)
@@ -170,7 +172,7 @@ class ServedGraphs:
         start = (tf.constant(0, tf.int64), tf.constant(0, tf.int64), tf.constant(0))
         going = lambda blocks, hits, verdict: (verdict == 0) & (blocks < ends)  # noqa: E731
         blocks, _, verdict = tf.while_loop(going, step, start, parallel_iterations=1)
-        return tf.cast(verdict == 1, tf.int64), top, (blocks + 2) * BLOCK
+        return tf.cast(verdict == 1, tf.int64), top, (blocks + _CHOOSING) * BLOCK
 
     def _votes_of_blocks(self, image, phase, first, count: int, seed, label):
         """The class counts of `count` blocks together, (classes,); with a label its hits in each, (count,). int64."""
