@@ -286,3 +286,54 @@ def test_layers_that_are_random_in_training_alone_are_taken():
     image = keras.Input((8, 8, 1))
     x = layers.BatchNormalization()(layers.GaussianNoise(0.1)(layers.Dropout(0.3)(image)), training=True)
     SmoothedClassifier(keras.Model(image, layers.Dense(4)(layers.Flatten()(x))), 0.25)
+
+
+def test_the_bounds_of_all_classes_hold_together(rng):
+    """20,000 images of known shares that leave a runner-up little less than the first: p_A below its lower bound, or
+    any other class above its own, in at most alpha of them (limit at 1e-8); never a radius beyond the exact one but in
+    those."""
+    from covkeras.certification.cohen import bounds_of
+
+    runs, n, alpha, sigma = 20_000, 500, 0.05, 0.5
+    shares = np.where(rng.random((runs, 1)) < 0.5, [[0.4, 0.35, 0.25]], [[0.45, 0.3, 0.25]])
+    votes = rng.multinomial(n, shares)
+    low, high, radius = bounds_of(votes, np.zeros(runs, int), n, alpha, sigma, runner_up=True)
+    wrong = (low > shares[:, 0]) | (high < shares[:, 1])
+    exact = 0.5 * sigma * (scipy.stats.norm.ppf(shares[:, 0]) - scipy.stats.norm.ppf(shares[:, 1]))
+    assert wrong.sum() <= scipy.stats.binom.ppf(1 - 1e-8, runs, alpha)
+    assert (radius[~wrong] <= exact[~wrong]).all() and (radius > 0).mean() > 0.2
+    # One class alone has none: p_A is below 1/2.
+    assert (bounds_of(votes, np.zeros(runs, int), n, alpha, sigma)[2] > 0).sum() <= wrong.sum()
+
+
+def test_the_runner_up_is_scipys(rng):
+    """Against scipy's beta quantiles; a void vote may be the runner-up's; where one class is left, as without it, but
+    for nine tenths of alpha."""
+    from covkeras.certification.cohen import bounds_of
+
+    votes = np.array([[600, 200, 150], [950, 30, 20], [990, 0, 0]])
+    low, high, radius = bounds_of(votes, np.zeros(3, int), 1_000, 0.001, 0.5, runner_up=True)
+    k, others = votes[:, 0], np.array([250, 30, 10])
+    exact_low = scipy.stats.beta.ppf(0.0009, k, 1_000 - k + 1)
+    exact_high = np.minimum(scipy.stats.beta.ppf(1 - 0.0001 / 2, others + 1, 1_000 - others), 1 - exact_low)
+    np.testing.assert_allclose(low, exact_low, rtol=1e-6)
+    np.testing.assert_allclose(high, exact_high, rtol=1e-6)
+    assert (low <= exact_low).all() and (high >= exact_high * (1 - 1e-15)).all()
+    exact = 0.25 * (scipy.stats.norm.ppf(exact_low) - scipy.stats.norm.ppf(exact_high))
+    np.testing.assert_allclose(radius, exact, rtol=1e-5)
+    assert (radius <= exact).all()
+
+
+def test_the_runner_up_is_written_and_read(tmp_path, rng):
+    classifier, images = small_classifier(classes=3), grid_images(rng, 3, 8)
+    smoothed = SmoothedClassifier(classifier, 0.5)
+    found = smoothed.certify(images, n=500, runner_up=True)
+    alone = smoothed.certify(images, n=500)
+    assert np.isfinite(found.p_upper).all() and np.isnan(alone.p_upper).all()
+    assert (found.p_lower <= alone.p_lower).all()
+    with records.open_records(tmp_path / "c.tsv", {"runner_up": True}) as file:
+        for i in range(3):
+            file.append(i, 0, found.take([i]))
+    _, _, read = records.read_certificates(tmp_path / "c.tsv")
+    np.testing.assert_array_equal(read.p_upper, found.p_upper)
+    np.testing.assert_array_equal(read.radius, found.radius)

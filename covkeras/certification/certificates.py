@@ -20,7 +20,8 @@ class Predictions(NamedTuple):
 class Certificates:
     """One entry per image: label int64, -1 = abstain; radius float64, in [0, 1] pixel units, rounded down, 0 where
     abstained; p_lower float64; samples int64; seconds float64; void int64, samples whose logits had no largest entry
-    (NaN) or whose noise was in doubt: they vote for nobody, and count among the samples."""
+    (NaN) or whose noise was in doubt: they vote for nobody, and count among the samples. p_upper: float64, the upper
+    bound of all other classes where the runner-up was bounded, too, else NaN."""
 
     label: np.ndarray
     radius: np.ndarray
@@ -28,10 +29,13 @@ class Certificates:
     samples: np.ndarray
     seconds: np.ndarray
     void: np.ndarray | None = None
+    p_upper: np.ndarray | None = None
 
     def __post_init__(self):
         if self.void is None:
             object.__setattr__(self, "void", np.zeros(np.shape(self.label), np.int64))
+        if self.p_upper is None:
+            object.__setattr__(self, "p_upper", np.full(np.shape(self.label), np.nan))
 
     def __len__(self) -> int:
         return len(self.label)
@@ -41,7 +45,7 @@ class Certificates:
         return Certificates(**{f.name: getattr(self, f.name)[positions] for f in dataclasses.fields(self)})
 
     @classmethod
-    def single(cls, label, radius, p_lower, samples, seconds, void=0) -> "Certificates":
+    def single(cls, label, radius, p_lower, samples, seconds, void=0, p_upper=np.nan) -> "Certificates":
         """Returns one image's certificate, of length 1."""
         return cls(
             label=np.array([label], np.int64),
@@ -50,6 +54,7 @@ class Certificates:
             samples=np.array([samples], np.int64),
             seconds=np.array([seconds], np.float64),
             void=np.array([void], np.int64),
+            p_upper=np.array([p_upper], np.float64),
         )
 
     @classmethod

@@ -9,12 +9,21 @@ from collections.abc import Iterator
 import numpy as np
 
 from covkeras.certification.certificates import ABSTAIN, Certificates, Predictions
-from covkeras.certification.confidence import MAX_TRIALS, certified_radius, clopper_pearson_lower, top_two_differ
+from covkeras.certification.confidence import (
+    MAX_TRIALS,
+    certified_radius,
+    clopper_pearson_lower,
+    clopper_pearson_upper,
+    top_two_differ,
+    two_sided_radius,
+)
 from covkeras.certification.noise import ESTIMATION, PREDICTION, SELECTION, check_seed
 from covkeras.runtime.validation import check_alpha, check_count, check_enough, check_enough_to_predict
 
 # Images certified together where they share their noise.
 GROUP = 16
+# Of alpha, what bounding the other classes takes.
+_OTHERS = 0.1
 
 
 def predict(smoothed, images, n, alpha, seed=0, indices=None, index=0) -> Predictions:
@@ -32,7 +41,9 @@ def predict(smoothed, images, n, alpha, seed=0, indices=None, index=0) -> Predic
     return Predictions(label, counts)
 
 
-def certify_each(smoothed, images, n0, n, alpha, seed=0, indices=None, index=0) -> Iterator[tuple[int, Certificates]]:
+def certify_each(
+    smoothed, images, n0, n, alpha, seed=0, indices=None, index=0, runner_up=False
+) -> Iterator[tuple[int, Certificates]]:
     """CERTIFY: yields (position, Certificates of length 1). The arguments are checked at once, the work is lazy."""
     check_count("n0", n0)
     check_count("n", n, high=MAX_TRIALS)
@@ -41,31 +52,48 @@ def certify_each(smoothed, images, n0, n, alpha, seed=0, indices=None, index=0) 
     seed = check_seed(seed)
     images, indices = smoothed.checked(images, indices, index)
     parts = _groups(smoothed, len(images))
-    done = (
-        c
-        for part in parts
-        for c in _certify_group(smoothed, images[part], indices=indices[part], n0=n0, n=n, alpha=alpha, seed=seed)
-    )
+    how = {"n0": n0, "n": n, "alpha": alpha, "seed": seed, "runner_up": runner_up}
+    done = (c for part in parts for c in _certify_group(smoothed, images[part], indices=indices[part], **how))
     return enumerate(done)
 
 
-def _certify_group(smoothed, images, indices, n0, n, alpha, seed) -> Iterator[Certificates]:
+def bounds_of(votes, labels, n: int, alpha: float, sigma: float, runner_up: bool = False):
+    """Returns what n votes say of each image: p_lower, p_upper (NaN without the runner-up), radius; float64 (images,).
+
+    With the runner-up p_A is bounded at nine tenths of alpha, and every other class at its share of the last: together
+    they hold with probability 1 - alpha. A vote that was void may have been any class'.
+
+    Args:
+        votes: int (images, classes). labels: (images,), chosen on other samples. n, alpha, sigma: as of `certify_each`.
+    """
+    rows = np.arange(len(labels))
+    hits, void = votes[rows, labels], n - votes.sum(1)
+    if not runner_up:
+        p_lower = clopper_pearson_lower(hits, n, alpha)
+        return p_lower, np.full(len(labels), np.nan), np.asarray(certified_radius(p_lower, sigma))
+    p_lower = clopper_pearson_lower(hits, n, (1.0 - _OTHERS) * alpha)
+    others = votes + void[:, None]
+    others[rows, labels] = 0
+    p_upper = clopper_pearson_upper(others.max(1), n, _OTHERS * alpha / (votes.shape[1] - 1))
+    # Nobody has more than what is left.
+    p_upper = np.minimum(p_upper, (1.0 - p_lower) * (1.0 + 1e-15))
+    return p_lower, p_upper, two_sided_radius(p_lower, p_upper, sigma)
+
+
+def _certify_group(smoothed, images, indices, n0, n, alpha, seed, runner_up) -> Iterator[Certificates]:
     start = time.perf_counter()
     # n0 samples choose the class, n others bound its probability: chosen on the same, the bound would not hold.
     choice = smoothed.ballot.count(images, indices, SELECTION, n0, seed)
     votes = smoothed.ballot.count(images, indices, ESTIMATION, n, seed)
     labels = choice.argmax(1)
-    hits = votes[np.arange(len(images)), labels]
     void = n0 + n - choice.sum(1) - votes.sum(1)
     smoothed.report_void(void, n0 + n, indices)
-    p_lower = clopper_pearson_lower(hits, n, alpha)
-    radii = np.asarray(certified_radius(p_lower, smoothed.sigma))
+    bounds = bounds_of(votes, labels, n=n, alpha=alpha, sigma=smoothed.sigma, runner_up=runner_up)
     seconds = (time.perf_counter() - start) / len(images)
-    for label, radius, p, lost in zip(labels, radii, p_lower, void, strict=True):
+    for label, p, other, radius, lost in zip(labels, *bounds, void, strict=True):
         # p_lower <= 1/2 abstains. So does a radius of 0: it claims nothing.
-        yield Certificates.single(
-            label if radius > 0 else ABSTAIN, radius, p_lower=p, samples=n0 + n, seconds=seconds, void=lost
-        )
+        known = {"p_lower": p, "p_upper": other, "samples": n0 + n, "seconds": seconds, "void": lost}
+        yield Certificates.single(label if radius > 0 else ABSTAIN, radius, **known)
 
 
 def _groups(smoothed, count: int) -> list[slice]:

@@ -6,6 +6,7 @@ by up to 3 %, on the unsafe side, where a bisection on betainc is below the exac
 """
 
 import numpy as np
+import scipy.special
 import tensorflow as tf
 
 from covkeras.certification.special import SCIPY, Functions
@@ -82,6 +83,26 @@ def certified_radius(p_lower, sigma: float):
     # lower bound's value at alpha > 0.
     radius = tf.constant(sigma, tf.float64) * tf.math.ndtri(tf.clip_by_value(p, 0.5, 1.0 - 1e-16)) * (1.0 - 4e-15)
     return tf.where(p > 0.5, tf.maximum(radius, 0.0), tf.zeros_like(radius))
+
+
+def clopper_pearson_upper(successes, trials, alpha):
+    """Returns the one-sided Clopper-Pearson upper bound, never below the exact one: 1 less the failures' lower bound.
+
+    As `clopper_pearson_lower`; outside graphs.
+    """
+    failures = np.asarray(trials) - np.asarray(successes)
+    return np.minimum((1.0 - clopper_pearson_lower(failures, trials, alpha)) * (1.0 + 1e-15), 1.0)
+
+
+def two_sided_radius(p_lower, p_upper, sigma: float) -> np.ndarray:
+    """Returns sigma / 2 (Phi^-1(p_A) - Phi^-1(p_B)), rounded down; 0 where p_A <= p_B (Cohen et al. 2019, Theorem 1).
+
+    p_lower: lower bounds on p_A; p_upper: upper bounds on every other class' probability; float64, of one shape.
+    """
+    first, second = (scipy.special.ndtri(np.clip(p, 1e-300, 1.0 - 1e-16)) for p in (p_lower, p_upper))
+    # Each is good to 9e-16 of itself, and at most 38; their difference may be small.
+    radius = 0.5 * sigma * ((first - second) * (1.0 - 4e-15) - 1e-13)
+    return np.where(np.asarray(p_lower) > np.asarray(p_upper), np.maximum(radius, 0.0), 0.0)
 
 
 def top_two_differ(first, second, alpha, on: Functions = SCIPY):

@@ -13,6 +13,8 @@ from covkeras.runtime.files import lock
 # Cohen's columns come first, so that the field's scripts read our files; then ours.
 COHEN_COLUMNS = ("idx", "label", "predict", "radius", "correct", "time")
 COLUMNS = (*COHEN_COLUMNS, "p_lower", "void", "samples")
+# A file with the runner-up bounded has one column more.
+RUNNER_UP = "p_upper"
 # No image has so large a radius, in whatever units.
 _LARGEST_RADIUS = 1e6
 _TRUTH = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
@@ -27,8 +29,8 @@ class CertificateFile:
         InUse: another process has it open. ValueError: it is damaged; the message names the line.
     """
 
-    def __init__(self, path: str | os.PathLike):
-        self.path = Path(path)
+    def __init__(self, path: str | os.PathLike, runner_up: bool = False):
+        self.path, self._new = Path(path), (*COLUMNS, RUNNER_UP) if runner_up else COLUMNS
         self._file = self.path.open("a+b")
         try:
             lock(self._file, self.path)
@@ -46,9 +48,9 @@ class CertificateFile:
             self._file.truncate(text.rfind(b"\n") + 1)
             text = text[: text.rfind(b"\n") + 1]
         if not text:
-            self._write(COLUMNS)
+            self._write(self._new)
         # A file of an older version has fewer columns, and keeps them.
-        self.columns = _header(_lines(self.path)[0][1]) if text else COLUMNS
+        self.columns = _header(_lines(self.path)[0][1]) if text else self._new
 
     def append(self, index: int, label: int, certificate: Certificates) -> None:
         """Writes one image's certificate (of length 1)."""
@@ -64,6 +66,7 @@ class CertificateFile:
             "p_lower": repr(float(certificate.p_lower[0])),
             "samples": int(certificate.samples[0]),
             "void": int(certificate.void[0]),
+            RUNNER_UP: repr(float(certificate.p_upper[0])),
         }
         self._write([values[column] for column in self.columns])
 
@@ -166,11 +169,20 @@ def _parsed(header: tuple[str, ...], line: str) -> _Row:
         raise ValueError(f"correct is {row['correct']!r}, but label is {label} and predict {predict}")
     if predict == ABSTAIN and radius > 0:
         raise ValueError(f"predict is -1, an abstention, but radius is {radius:g}")
-    given = row.get("p_lower", "nan")
-    p_lower = float("nan") if given.lower() == "nan" else _real(row, "p_lower", 1.0)
+    given = tuple(row.get(name, "nan") for name in ("p_lower", RUNNER_UP))
+    p_lower, p_upper = (
+        float("nan") if text.lower() == "nan" else _real(row, name, 1.0)
+        for name, text in zip(("p_lower", RUNNER_UP), given, strict=True)
+    )
     samples, void = (_whole(row, name, 0) if name in row else 0 for name in ("samples", "void"))
     certificate = Certificates.single(
-        predict, radius, p_lower=p_lower, samples=samples, seconds=_seconds(row["time"]), void=void
+        predict,
+        radius,
+        p_lower=p_lower,
+        samples=samples,
+        seconds=_seconds(row["time"]),
+        void=void,
+        p_upper=p_upper,
     )
     return _Row(index, label, certificate, (label, predict, radius, given, samples, void))
 

@@ -102,7 +102,7 @@ def open_records(path: str | os.PathLike, settings: dict) -> CertificateFile:
         raise ValueError(f"{path} has no {beside.name} that says what made it. Choose another file.")
     else:
         write_aside(beside, lambda aside: aside.write_text(json.dumps(settings, indent=2) + "\n"))
-    return CertificateFile(path)
+    return CertificateFile(path, runner_up=bool(settings.get("runner_up")))
 
 
 def merge(files: Sequence[str | os.PathLike], out: str | os.PathLike) -> int:

@@ -123,6 +123,7 @@ class SmoothedClassifier:
         indices=None,
         progress: Callable[[int, Certificates], None] | None = None,
         index: int = 0,
+        runner_up: bool = False,
     ) -> Certificates:
         """CERTIFY: the class from n0 samples, its probability's lower bound from n others, the radius from that.
 
@@ -133,14 +134,18 @@ class SmoothedClassifier:
             seed: of the noise. indices: (batch,), the images' numbers in their data set, which choose their noise; by
                 default index, index + 1, ... index: the first image's.
             progress: called with (position, Certificates of length 1) as each image is done.
+            runner_up: whether the other classes are bounded, too: the radius is then sigma / 2 (Phi^-1(p_A) -
+                Phi^-1(p_B)), larger where they share what A leaves, and images of p_A below 1/2 may have one.
 
         Returns:
-            Certificates: label (-1 = abstain), radius (float64, rounded down), p_lower, samples, seconds, (batch,).
+            Certificates: label (-1 = abstain), radius (float64, rounded down), p_lower, samples, seconds, p_upper,
+            (batch,).
 
         Raises:
             TypeError, ValueError: before any work, naming the argument.
         """
-        each = cohen.certify_each(self, images, n0=n0, n=n, alpha=alpha, seed=seed, indices=indices, index=index)
+        how = {"n0": n0, "n": n, "alpha": alpha, "seed": seed, "runner_up": runner_up}
+        each = cohen.certify_each(self, images, indices=indices, index=index, **how)
         return Certificates.concatenate(collected(each, progress))
 
     def certify_each(self, images, n0, n, alpha, seed=0, indices=None, index=0) -> Iterator[Certificates]:

@@ -94,6 +94,9 @@ def parse(arguments=None) -> argparse.Namespace:
         "--radii", type=float, nargs="+", help="decide these, increasing, on the same samples: a curve, sequentially"
     )
     parser.add_argument("--tolerance", type=float, help="stop when a radius is this precise, with up to --n samples")
+    parser.add_argument(
+        "--runner-up", action="store_true", help="bound the other classes, too: larger radii of hard images"
+    )
     parser.add_argument("--batch", type=int, default=None, help="noisy copies per pass (default: by the image's size)")
     parser.add_argument("--start", type=int, default=0, help="first image (default: 0)")
     parser.add_argument("--max", type=int, default=None, help="stop before this image (default: the end)")
@@ -135,7 +138,7 @@ def work_on(smoothed, flags):
             return deciding.certify_grid_each(smoothed, images, flags.radii, max_n=flags.n, indices=indices, **budget)
         if flags.tolerance is not None:
             return deciding.certify_to_each(smoothed, images, flags.tolerance, max_n=flags.n, indices=indices, **budget)
-        return cohen.certify_each(smoothed, images, n=flags.n, indices=indices, **budget)
+        return cohen.certify_each(smoothed, images, n=flags.n, indices=indices, runner_up=flags.runner_up, **budget)
 
     return work
 
@@ -148,6 +151,8 @@ def certify(flags, stop) -> None:
             "give one of --radius, --radii and --tolerance: the first decides a radius, the second a grid of them, the "
             "third measures it."
         )
+    if flags.runner_up and any(given is not None for given in (flags.radius, flags.radii, flags.tolerance)):
+        raise ValueError("give --runner-up at a fixed number of samples alone: the sequential tests bound one class.")
     if flags.n0 is None:
         flags.n0 = 100 if flags.radius is None and flags.radii is None else 0
     classifier = cli.load_classifier(flags.files[0], flags)
@@ -181,6 +186,8 @@ def certify(flags, stop) -> None:
     what = {name: getattr(flags, name) for name in names}
     if any(given is not None for given in (flags.radius, flags.radii, flags.tolerance)):
         what["block"] = voting.BLOCK
+    if flags.runner_up:
+        what["runner_up"] = True
     jobs.certify_images(
         smoothed,
         data,
