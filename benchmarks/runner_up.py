@@ -1,10 +1,10 @@
 """What bounding the runner-up, too, adds to radii: both bounds from the same votes.
 
-    python benchmarks/runner_up.py CLASSIFIER.keras --data cifar10 --data-dir DIR --sigma 0.5 --record "Gaussian, CIFAR-10"
+    python benchmarks/runner_up.py CLASSIFIER.keras --data cifar10 --data-dir DIR --sigma 0.5 --record "Gaussian"
 
-Prints, of every --every-th test image, ACR and certified accuracy with p_B taken as 1 - p_A, as the field does, and with
+Prints ACR and certified accuracy of every --every-th test image with p_B taken as 1 - p_A, as the field does, and with
 every other class bounded (`certify(runner_up=True)`), the gain image by image with its standard error, and which images
-gain. The votes are kept in --votes: what was counted is not counted again.
+gain. The votes are kept in --votes: what was counted is not counted again. Figures: docs/results/certification.md.
 """
 
 import argparse
