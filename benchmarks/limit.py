@@ -4,11 +4,12 @@
 
 A log tells each image's p nearly (from its radius at n = 100,000). A sequential test of p > p0 that knows p, errs with
 probability alpha and never fails to decide draws log(1/alpha) / KL(p || p0) samples in the mean, or more (Wald);
-log(1/alpha) / log(1/p0) where p = 1. Here covkeras' own code decides simulated votes of these p: `certify_at` as it was
-(64 samples choose the class, blocks of 32) and as it is (the class of the image itself, blocks of 16, a second class
-where that fails: here the first is the top class but for one image in --strange), one radius, and all radii at once
-(`certify_grid`). Printed for certified and for refused images: samples over that limit, in the mean over the images and
-the median; images given up, whose limit is far beyond max_n, apart. The figures stand in docs/results/certification.md.
+log(1/alpha) / log(1/p0) where p = 1. Here covkeras' own code
+decides simulated votes of these p: `certify_at` as it was (64 samples choose the class, blocks of 32) and as it is (the
+class of the image itself, blocks of 16, another class where that fails; one image in --strange has another class
+without noise), one radius, and all radii at once (`certify_grid`). Printed for certified images and for those refused
+at level alpha: samples over that limit, in the mean over the images and the median. Most images below a radius are
+given up before, when their chance to be certified by max_n is small. Figures: docs/results/certification.md.
 """
 
 import argparse
@@ -28,6 +29,10 @@ from covkeras.certification.sequential import Decision, required_probability  # 
 from covkeras.reports.pages import plain  # noqa: E402
 
 OUT = Path(__file__).parent.parent / "docs" / "results" / "data" / "limit.json"
+NAMES = {
+    "locuslab_cifar10_resnet110_sigma_0.50": "CIFAR-10, ResNet-110",
+    "locuslab_imagenet_resnet50_sigma_0.50": "ImageNet, ResNet-50",
+}
 ALPHA, MAX_N, LOG_N = 0.001, 100_000, 100_000
 
 
@@ -89,13 +94,13 @@ def rows_of(name: str, p, sigma: float, radii, strange: int) -> list[dict]:
             rule = stopping.RadiusTest(p0, ALPHA, MAX_N, 0.01, twice=n0 == 0)
             verdicts, samples = run(p, rule, n0, block, strange)
             kinds = {"certified": Decision.ABOVE, "refused": Decision.NOT_ABOVE, "given up": Decision.UNDECIDED}
-            row = {"log": name, "radius": radius, "test": test, "samples": samples.mean()}
+            row = {"log": name, "radius": f"{radius:g}", "test": test, "samples": samples.mean()}
             for kind, verdict in kinds.items():
                 these = verdicts == verdict
-                row[f"{kind}"] = int(these.sum())
+                row[kind] = int(these.sum())
                 if kind != "given up" and these.any():
-                    row[f"{kind}: over the limit"] = float((samples / least)[these].mean())
-                    row[f"{kind}: median"] = float(np.median((samples / least)[these]))
+                    row[f"{kind} over"] = float((samples / least)[these].mean())
+                    row[f"{kind} median"] = float(np.median((samples / least)[these]))
             rows.append(row)
     rule = stopping.RadiiTest(p0s, ALPHA, MAX_N, 0.01, twice=True)
     verdicts, samples = run(p, rule, 0, 16, strange)
@@ -121,7 +126,7 @@ def main() -> None:
     rows = []
     for path in flags.logs:
         p = np.repeat(probabilities(path, flags.sigma), flags.repeat)
-        rows += rows_of(Path(path).stem, p, flags.sigma, flags.radii, flags.strange)
+        rows += rows_of(NAMES.get(Path(path).stem, Path(path).stem), p, flags.sigma, flags.radii, flags.strange)
     heads = list(dict.fromkeys(key for row in rows for key in row))
     cells = [[f"{v:.4g}" if isinstance(v := row.get(h, "-"), float) else str(v) for h in heads] for row in rows]
     print(plain([heads, *cells]))

@@ -63,12 +63,12 @@ def test_the_program_attacks_what_was_certified_and_nothing_else(tmp_path):
 @pytest.mark.slow
 @pytest.mark.real_data
 def test_certificates_of_mnist_hold_under_attack():
-    """A small classifier, trained for a minute; 200 images: none changes inside its certified radius (each would with
+    """A small classifier, trained for seconds; 200 images: none changes inside its certified radius (each would with
     probability alpha = .001 at most: three or more of them below 1e-3, so that the limit of 6 is 1e-10 away)."""
     from covkeras import CertifiedTrainer, objectives
 
     train, test = (datasets.load("mnist", split, DATA_DIR) for split in ("train", "test"))
-    classifier = models.lenet((28, 28, 1))
+    classifier = models.lenet((28, 28, 1), filters=(8, 16, 32), units=64)
     trainer = CertifiedTrainer(classifier, objectives.GaussianAugmentation(sigma=0.25))
     trainer.compile(optimizer="adam")
     trainer.fit(train.batches(128), steps_per_epoch=200, verbose=0, shuffle=False)

@@ -254,10 +254,10 @@ def test_the_command_from_end_to_end(trained, tmp_path, capsys):
     given, (_, kept) = keras.models.load_model(trained), models.parts_of(keras.models.load_model(run.classifier_file))
     images = np.random.default_rng(0).random((4, 8, 8, 1)).astype("float32")
     np.testing.assert_allclose(np.exp(kept(images)), given(images * 255), rtol=1e-4, atol=1e-7)
-    # Told the level it serves others, with its own certificates.
+    # Told the level it serves another, with certificates of its own.
     version = tmp_path / "exports" / "1"
-    assert main(["export", "--run", str(run.path), "--out", str(version), "--sigmas", "0.12", "0.2"]) == 0
-    assert json.loads((version / "assets.extra" / "metadata.json").read_text())["sigmas"] == [0.25, 0.12, 0.2]
+    assert main(["export", "--run", str(run.path), "--out", str(version), "--sigmas", "0.12"]) == 0
+    assert json.loads((version / "assets.extra" / "metadata.json").read_text())["sigmas"] == [0.25, 0.12]
     # The same command has nothing left to do; another classifier is another run.
     before = run.classifier_file.stat().st_mtime_ns
     assert main(flags) == 0 and run.classifier_file.stat().st_mtime_ns == before

@@ -7,8 +7,12 @@ file is resumed, and shards are merged, only with the same.
 """
 
 import argparse
+import contextlib
+import functools
 import math
+import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +21,7 @@ import numpy as np
 from covkeras import datasets
 from covkeras.commands import cli
 from covkeras.experiments.recipe import CERTIFIED_PRECISIONS, NOISES
+from covkeras.runtime import startup
 from covkeras.runtime.files import user_path
 from covkeras.runtime.interrupts import Interrupted
 from covkeras.runtime.later import Later
@@ -30,6 +35,7 @@ jobs = Later("covkeras.experiments.jobs")
 precision = Later("covkeras.experiments.precision")
 records = Later("covkeras.certification.records")
 report = Later("covkeras.reports.results")
+scattered = Later("covkeras.experiments.scattered")
 sequential = Later("covkeras.certification.sequential")
 voting = Later("covkeras.certification.voting")
 
@@ -41,6 +47,7 @@ EXAMPLES = """examples:
   covkeras certify mine.keras --data mnist --data-dir DIR --sigma 0.5 --radii 0 0.25 0.5 0.75 1 --out curve.tsv
   covkeras certify mine.keras --data mnist --data-dir DIR --sigma 0.5 --tolerance 0.05 --out to.tsv
   covkeras certify exported/1 --input-range 0 255 --ends-in softmax --data cifar10 --data-dir DIR --sigma 0.25
+  covkeras certify mine.keras --data mnist --data-dir DIR --sigma 0.5 --on ray --address auto --out scattered.tsv
   covkeras certify --merge whole.tsv shard*.tsv
 """
 
@@ -89,6 +96,12 @@ def parse(arguments=None) -> argparse.Namespace:
         "--deterministic", action="store_true", help="in float64: the same votes on any machine, several times slower"
     )
     parser.add_argument("--devices", default="auto", help="auto (all GPUs, or the CPU), cpu, or a number of devices")
+    parser.add_argument("--on", default="here", choices=("here", "ray"), help="ray: actors of a cluster, one a device")
+    parser.add_argument(
+        "--address", default="", help="with --on ray: auto or HOST:PORT of a running cluster (default: a local one)"
+    )
+    parser.add_argument("--actors", type=int, default=0, help="with --on ray: how many (default: one a device)")
+    parser.add_argument("--block", type=int, default=64, help="with --on ray: images of a task (default: 64)")
     parser.add_argument("--radius", type=float, help="decide this radius only, sequentially, with up to --n samples")
     parser.add_argument(
         "--radii", type=float, nargs="+", help="decide these, increasing, on the same samples: a curve, sequentially"
@@ -143,22 +156,9 @@ def work_on(smoothed, flags):
     return work
 
 
-def certify(flags, stop) -> None:
-    if len(flags.files) != 1 or flags.sigma is None:
-        raise ValueError("give one classifier file and --sigma, or --merge OUT and the shards.")
-    if sum(given is not None for given in (flags.radius, flags.radii, flags.tolerance)) > 1:
-        raise ValueError(
-            "give one of --radius, --radii and --tolerance: the first decides a radius, the second a grid of them, the "
-            "third measures it."
-        )
-    if flags.runner_up and any(given is not None for given in (flags.radius, flags.radii, flags.tolerance)):
-        raise ValueError("give --runner-up at a fixed number of samples alone: the sequential tests bound one class.")
-    if flags.n0 is None:
-        flags.n0 = 100 if flags.radius is None and flags.radii is None else 0
-    classifier = cli.load_classifier(flags.files[0], flags)
-    strategy = devices.strategy(flags.devices)
-    strategy = strategy if strategy.num_replicas_in_sync > 1 else None
-    smoothed = certification.SmoothedClassifier(
+def smoothed_from(flags, classifier, strategy=None):
+    """The smoothed classifier that the flags ask for."""
+    return certification.SmoothedClassifier(
         classifier,
         flags.sigma,
         batch_size=flags.batch,
@@ -168,6 +168,57 @@ def certify(flags, stop) -> None:
         strategy=strategy,
         deterministic=flags.deterministic,
     )
+
+
+def actors_work(flags, content: bytes | None):
+    """What an actor of a cluster does, in its own process: `work_on` the same classifier, sent along where it is a file
+    (the folder of a SavedModel must be there)."""
+    startup.quiet_tensorflow()
+    path = flags.files[0]
+    with tempfile.TemporaryDirectory() as folder:
+        if content is not None:
+            path = os.path.join(folder, "classifier.keras")
+            Path(path).write_bytes(content)
+        classifier = cli.load_classifier(path, flags)
+    return work_on(smoothed_from(flags, classifier), flags)
+
+
+def check(flags) -> None:
+    """Refuses flags that say nothing, or two things; fills in what another decides."""
+    sequentially = [given for given in (flags.radius, flags.radii, flags.tolerance) if given is not None]
+    if len(flags.files) != 1 or flags.sigma is None:
+        raise ValueError("give one classifier file and --sigma, or --merge OUT and the shards.")
+    if len(sequentially) > 1:
+        raise ValueError(
+            "give one of --radius, --radii and --tolerance: the first decides a radius, the second a grid of them, the "
+            "third measures it."
+        )
+    if flags.runner_up and sequentially:
+        raise ValueError("give --runner-up at a fixed number of samples alone: the sequential tests bound one class.")
+    if flags.on == "here" and (flags.address or flags.actors):
+        raise ValueError("give --address and --actors with --on ray.")
+    check_count("actors", flags.actors, 0)
+    check_count("block", flags.block)
+    if flags.n0 is None:
+        flags.n0 = 100 if flags.radius is None and flags.radii is None else 0
+
+
+def place(flags, smoothed):
+    """Where the work is done: a context manager of `work`."""
+    if flags.on == "here":
+        return contextlib.nullcontext(work_on(smoothed, flags))
+    path = Path(flags.files[0])
+    make = functools.partial(actors_work, flags, path.read_bytes() if path.is_file() else None)
+    cluster = scattered.Cluster(flags.address, flags.actors, flags.block)
+    return scattered.Scattered(cluster, make, work_on(smoothed, flags))
+
+
+def certify(flags, stop) -> None:
+    check(flags)
+    classifier = cli.load_classifier(flags.files[0], flags)
+    strategy = devices.strategy(flags.devices) if flags.on == "here" else None
+    strategy = strategy if strategy and strategy.num_replicas_in_sync > 1 else None
+    smoothed = smoothed_from(flags, classifier, strategy)
     flags.precision = smoothed.precision
     if flags.precision and f"mixed_{flags.precision}" != devices.best_precision()[0] and flags.precision != "float32":
         size = smoothed.batch_size
@@ -188,17 +239,18 @@ def certify(flags, stop) -> None:
         what["block"] = voting.BLOCK
     if flags.runner_up:
         what["runner_up"] = True
-    jobs.certify_images(
-        smoothed,
-        data,
-        indices=indices,
-        out=out,
-        what=what,
-        work=work_on(smoothed, flags),
-        stop=stop,
-        title="certify",
-        radius=flags.radius,
-    )
+    with place(flags, smoothed) as work:
+        jobs.certify_images(
+            smoothed,
+            data,
+            indices=indices,
+            out=out,
+            what=what,
+            work=work,
+            stop=stop,
+            title="certify",
+            radius=flags.radius,
+        )
     indices, labels, certificates = certification.read_certificates(out)
     if flags.radius is None:
         known = {"indices": indices, "alpha": flags.alpha, "shared_noise": flags.shared_noise}

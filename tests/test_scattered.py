@@ -1,0 +1,144 @@
+"""Certification on a Ray cluster: the file of one process, with an actor killed in the middle, and a node lost."""
+
+import importlib.util
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from covkeras import models
+from covkeras.certification import read_certificates
+from covkeras.commands.main import main
+from covkeras.experiments import scattered
+
+COMMAND = [sys.executable, "-m", "covkeras", "certify"]
+needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="the extra [ray] is not installed")
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory):
+    path = tmp_path_factory.mktemp("classifier") / "mine.keras"
+    models.lenet((8, 8, 1)).save(path)
+    return path
+
+
+def claims(path):
+    """What is claimed of each image, by its number: all but the times, and samples drawn for others' sake."""
+    indices, labels, certificates = read_certificates(path)
+    order = np.argsort(indices)
+    assert len(set(indices.tolist())) == len(indices)
+    columns = (indices, labels, certificates.label, certificates.radius, certificates.p_lower)
+    return [column[order].tolist() for column in columns]
+
+
+def alone(classifier, out, *flags):
+    """The same file by one process, here."""
+    assert main(["certify", str(classifier), "--sigma", "0.25", *flags, "--out", str(out)]) == 0
+    return claims(out)
+
+
+def actors_of(process) -> list[psutil.Process]:
+    """The processes of a running command's actors."""
+    return [child for child in psutil.Process(process.pid).children(recursive=True) if "_Actor" in child.name()]
+
+
+def wait_for(condition, seconds: float = 200.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.05)
+
+
+def lines(path: Path) -> int:
+    return path.read_text().count("\n") if path.exists() else 0
+
+
+@needs_ray
+@pytest.mark.slow
+def test_a_killed_actor_loses_nothing_and_does_nothing_twice(classifier, tmp_path):
+    """kill -9 of one of two actors in the middle of a file: it ends as one process ends it."""
+    flags = ["--n", "40000", "--max", "60", "--block", "4"]
+    out = tmp_path / "ray.tsv"
+    command = [*COMMAND, str(classifier), "--sigma", "0.25", *flags, "--on", "ray", "--actors", "2", "--out", str(out)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        wait_for(lambda: lines(out) > 4 or process.poll() is not None)
+        victims = actors_of(process)
+        assert len(victims) == 2 and lines(out) < 50, "it ended before it could be killed"
+        victims[0].kill()
+        output = process.communicate(timeout=200)[0]
+    finally:
+        process.kill()
+    assert process.returncode == 0, output
+    assert claims(out) == alone(classifier, tmp_path / "alone.tsv", *flags)
+
+
+@needs_ray
+@pytest.mark.slow
+@pytest.mark.nightly
+def test_a_lost_node_loses_nothing_and_a_running_cluster_is_joined(classifier, tmp_path):
+    """Two nodes of one processor each, on this machine: the second is killed in the middle; its actor comes back on the
+    first. Sequentially; then Ctrl-C, and the same command resumes."""
+    flags = ["--radii", "0", "0.1", "0.2", "--max", "60", "--n", "200000", "--block", "4", "--n0", "64"]
+    ray = [sys.executable, "-m", "ray.scripts.scripts"]
+    common = ["--num-cpus", "1", "--disable-usage-stats"]
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 2, "RAY_TMPDIR": "/tmp/covkeras-ray"}
+    environment, log = {**os.environ, **token}, (tmp_path / "head.log").open("w+")
+    Path("/tmp/covkeras-ray").mkdir(exist_ok=True)
+    head = subprocess.Popen(
+        [*ray, "start", "--head", "--port", "63791", "--include-dashboard=false", "--block", *common],
+        env=environment,
+        start_new_session=True,
+        stdout=log,
+        stderr=log,
+    )
+    wait_for(lambda: "ray start --address=" in (tmp_path / "head.log").read_text())
+    address = re.search("--address='([^']+)'", (tmp_path / "head.log").read_text())[1]
+    out, second = tmp_path / "ray.tsv", None
+    command = [*COMMAND, str(classifier), "--sigma", "0.25", *flags, "--on", "ray", "--address", address]
+    command += ["--out", str(out)]
+    try:
+        join = [*ray, "start", "--address", address, "--block", *common]
+        second = subprocess.Popen(join, env=environment, start_new_session=True, stdout=log, stderr=log)
+        time.sleep(10)
+        how = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "env": environment}
+        process = subprocess.Popen(command, **how)
+        wait_for(lambda: lines(out) > 4 or process.poll() is not None)
+        os.killpg(second.pid, signal.SIGKILL)
+        wait_for(lambda: lines(out) > 12 or process.poll() is not None)
+        process.send_signal(signal.SIGINT)
+        output = process.communicate(timeout=200)[0]
+        assert process.returncode in (0, 130), output
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+        assert done.returncode == 0, done.stderr
+    finally:
+        for node in (second, head):
+            if node and node.poll() is None:
+                os.killpg(node.pid, signal.SIGKILL)
+    assert claims(out) == alone(classifier, tmp_path / "alone.tsv", *flags)
+
+
+def test_flags_of_a_cluster_are_refused_without_one(classifier, capsys):
+    for flags, message in (
+        (["--actors", "2"], "give --address and --actors with --on ray"),
+        (["--on", "ray", "--block", "0"], "block must be a whole number >= 1"),
+        (["--on", "ray", "--runner-up", "--radius", "1"], "give --runner-up at a fixed number"),
+    ):
+        assert main(["certify", str(classifier), "--sigma", "0.25", *flags]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_without_ray_the_remedy_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with (
+        pytest.raises(ValueError, match=r"pip install 'covkeras\[ray\]'"),
+        scattered.Scattered(scattered.Cluster(), lambda: None, lambda images, indices: []),
+    ):
+        pass
