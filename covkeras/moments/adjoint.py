@@ -15,6 +15,7 @@ from keras import ops
 
 from covkeras.moments.dispatch import Context
 from covkeras.moments.gaussian import Gaussian, blocks, margin, standard_deviation, wide
+from covkeras.moments.gradients import gradients_of
 from covkeras.moments.network import MomentNetwork
 from covkeras.runtime.validation import check_count
 
@@ -89,7 +90,7 @@ def adjoint_margin(
         mean, _, label, runner_up = margin(logits, labels)
         return ops.sum(mean), (mean, label, runner_up, logits.mean, units)
 
-    (mean, label, runner_up, logits, units), gradients = _gradients(total_margin, images, *probes)
+    (mean, label, runner_up, logits, units), gradients = gradients_of(total_margin, images, *probes)
     variance = network.sigma**2 * _squares(gradients[0])
     for (pre, sd, activation), by_output in zip(units, gradients[1:], strict=kappa):
         if sd is None:
@@ -195,21 +196,3 @@ def _image_dtype(network) -> str:
 def _squares(x):
     """Sum of squares over all but the first axis."""
     return ops.sum(ops.square(x), axis=tuple(range(1, len(x.shape))))
-
-
-def _gradients(function, *tensors):
-    """Returns function's auxiliary value and the gradients of its scalar by `tensors`, on Keras' backend."""
-    backend = keras.config.backend()
-    if backend == "tensorflow":
-        import tensorflow as tf
-
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(tensors)
-            value, extra = function(*tensors)
-        return extra, tape.gradient(value, tensors)
-    if backend == "jax":
-        import jax
-
-        gradients, extra = jax.grad(function, argnums=tuple(range(len(tensors))), has_aux=True)(*tensors)
-        return extra, gradients
-    raise NotImplementedError(f"adjoint_margin needs Keras' tensorflow or jax backend, got {backend!r}.")

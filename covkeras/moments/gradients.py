@@ -4,7 +4,7 @@ import contextlib
 import contextvars
 from collections.abc import Callable, Iterator
 
-from keras import ops
+from keras import config, ops
 
 _AUTOMATIC = contextvars.ContextVar("automatic", default=False)
 
@@ -26,3 +26,21 @@ def automatic() -> Iterator[None]:
         yield
     finally:
         _AUTOMATIC.reset(token)
+
+
+def gradients_of(function: Callable, *tensors):
+    """Returns function's auxiliary value and the gradients of its scalar by `tensors`, on Keras' backend."""
+    backend = config.backend()
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(tensors)
+            value, extra = function(*tensors)
+        return extra, tape.gradient(value, tensors)
+    if backend == "jax":
+        import jax
+
+        gradients, extra = jax.grad(function, argnums=tuple(range(len(tensors))), has_aux=True)(*tensors)
+        return extra, gradients
+    raise NotImplementedError(f"gradients need Keras' tensorflow or jax backend, got {backend!r}.")

@@ -11,11 +11,16 @@ from covkeras.objectives.cross_entropy import CrossEntropy, TruncatedLq
 from covkeras.objectives.denoising import Denoising
 from covkeras.objectives.gaussian_augmentation import GaussianAugmentation
 from covkeras.objectives.macer import Macer
+from covkeras.objectives.smooth_adv import SmoothAdv
+from covkeras.objectives.smooth_mix import SmoothMix
 from covkeras.objectives.stability import Stability
 from covkeras.objectives.terms import Terms
 from covkeras.runtime import fields
 
-_CLASSIFYING = (GaussianAugmentation, CovarianceRadius, AdjointRadius, Macer, Consistency, CrossEntropy, TruncatedLq)
+_CLASSIFYING = (
+    *(GaussianAugmentation, CovarianceRadius, AdjointRadius, Macer, Consistency, SmoothAdv, SmoothMix),
+    *(CrossEntropy, TruncatedLq),
+)
 # Those that train a denoiser in front of a classifier.
 DENOISING = (Denoising, Stability)
 METHODS = {kind.name: kind for kind in (*_CLASSIFYING, *DENOISING)}
@@ -30,6 +35,8 @@ __all__ = [
     "GaussianAugmentation",
     "Macer",
     "Objective",
+    "SmoothAdv",
+    "SmoothMix",
     "Stability",
     "Step",
     "Terms",
