@@ -48,7 +48,6 @@ setup(
         "docs": ["sphinx>=9,<10", "myst-parser>=5,<6", "furo>=2025.9", "sphinx-gallery>=0.20,<1"],
         "dev": [
             *SERVING,
-            "ray>=2.50,<3",
             "pytest>=9,<10",
             "pytest-xdist>=3.6,<4",
             "ruff>=0.17,<0.18",

@@ -9,7 +9,7 @@ from conftest import small_classifier
 
 from covkeras import CertifiedTrainer, MomentNetwork, SmoothedClassifier, models, objectives, propagate
 from covkeras.commands.main import main
-from covkeras.experiments import fitting
+from covkeras.experiments import building
 from covkeras.experiments.recipe import Recipe
 from covkeras.experiments.runs import RunFolder
 from covkeras.moments import Context, Gaussian
@@ -206,11 +206,11 @@ def test_slices_keep_their_part_of_the_pair(rng):
             "told the",
         ),
         (
-            lambda: fitting.check_parts(Recipe(method="stability", model="x.keras")),
+            lambda: building.check_parts(Recipe(method="stability", model="x.keras")),
             "denoiser must be one of dncnn, unet",
         ),
         (
-            lambda: fitting.check_parts(Recipe(method="stability", denoiser="unet")),
+            lambda: building.check_parts(Recipe(method="stability", denoiser="unet")),
             "model must be a trained classifier",
         ),
         (lambda: Recipe(model="vgg"), "model must be one of lenet, .*, or a .keras file, got 'vgg'"),
@@ -273,18 +273,18 @@ def test_a_classifier_is_trained_on_from_its_file(tmp_path, digits):
     classifier = small_classifier(classes=10)
     classifier.save(tmp_path / "mine.keras")
     recipe = Recipe(model=str(tmp_path / "mine.keras"), precision="float32")
-    built = fitting.build_classifier(recipe, digits)
+    built = building.build_classifier(recipe, digits)
     for a, b in zip(classifier.get_weights(), built.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
-    both = fitting.build_classifier(recipe.replace(denoiser="unet"), digits)
+    both = building.build_classifier(recipe.replace(denoiser="unet"), digits)
     assert both.get_layer("unet").trainable_variables and models.parts_of(both)[1].trainable_variables
-    alone = fitting.build_classifier(recipe.replace(denoiser="unet").with_method("stability"), digits)
+    alone = building.build_classifier(recipe.replace(denoiser="unet").with_method("stability"), digits)
     assert not models.parts_of(alone)[1].trainable_variables
     with pytest.raises(ValueError, match="must have an output for each of digits's 10 classes, got 4"):
         small_classifier(classes=4).save(tmp_path / "four.keras")
-        fitting.build_classifier(recipe.replace(model=str(tmp_path / "four.keras")), digits)
+        building.build_classifier(recipe.replace(model=str(tmp_path / "four.keras")), digits)
     with pytest.raises(FileNotFoundError, match=r"Name the classifier's .keras file"):
-        fitting.check_parts(recipe.replace(model="nowhere.keras"))
+        building.check_parts(recipe.replace(model="nowhere.keras"))
     run = [
         "train",
         "--model",

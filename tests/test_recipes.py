@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import call_program
 
-from covkeras.experiments import fitting, forecast, recipes
+from covkeras.experiments import building, fitting, forecast, recipes
 from covkeras.experiments.environment import Environment
 from covkeras.experiments.recipe import Recipe
 from covkeras.experiments.runs import RunFolder
@@ -109,15 +109,15 @@ def test_learning_rates_are_those_of_their_formulas():
     recipe = recipes.find("digits").replace(
         epochs=10, learning_rate=0.2, schedule="cosine", warmup_epochs=2, decay_epochs=()
     )
-    rate = fitting.learning_rates(recipe, steps=5)
+    rate = building.learning_rates(recipe, steps=5)
     for step in (0, 3, 9, 10, 25, 49):
         expected = 0.2 * 0.5 * (1 + math.cos(math.pi * step / 50)) * min((step + 1) / 10, 1)
         assert float(rate(step)) == pytest.approx(expected, rel=1e-5)
     again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(rate))
     assert float(again(3)) == pytest.approx(float(rate(3)))
-    stepped = fitting.learning_rates(recipe.replace(schedule="steps", decay_epochs=(4,)), steps=5)
+    stepped = building.learning_rates(recipe.replace(schedule="steps", decay_epochs=(4,)), steps=5)
     assert [float(stepped(step)) for step in (0, 12, 30)] == pytest.approx([0.02, 0.2, 0.02])
-    assert fitting.learning_rates(recipe.replace(schedule="steps", warmup_epochs=0), steps=5) == 0.2
+    assert building.learning_rates(recipe.replace(schedule="steps", warmup_epochs=0), steps=5) == 0.2
 
 
 def test_every_kth_image_of_a_split_is_certified():

@@ -1,4 +1,7 @@
-"""Certification on a Ray cluster: the file of one process, with an actor killed in the middle, and a node lost."""
+"""Certification on a Ray cluster: the file of one process, with an actor killed in the middle, and a node lost.
+
+By night, with Ray itself; by day its actors are objects here, and are lost when the test says so.
+"""
 
 import importlib.util
 import os
@@ -7,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +18,7 @@ import psutil
 import pytest
 
 from covkeras import models
-from covkeras.certification import read_certificates
+from covkeras.certification import Certificates, read_certificates
 from covkeras.commands.main import main
 from covkeras.experiments import scattered
 
@@ -62,6 +66,7 @@ def lines(path: Path) -> int:
 
 @needs_ray
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_a_killed_actor_loses_nothing_and_does_nothing_twice(classifier, tmp_path):
     """kill -9 of one of two actors in the middle of a file: it ends as one process ends it."""
     flags = ["--n", "40000", "--max", "60", "--block", "4"]
@@ -123,6 +128,98 @@ def test_a_lost_node_loses_nothing_and_a_running_cluster_is_joined(classifier, t
             if node and node.poll() is None:
                 os.killpg(node.pid, signal.SIGKILL)
     assert claims(out) == alone(classifier, tmp_path / "alone.tsv", *flags)
+
+
+class Lost(Exception):
+    """Ray's word for a lost actor."""
+
+
+class Pretended(types.ModuleType):
+    """What `scattered` asks of Ray, in this process: the `deaths`-th calls are lost with their actor, which comes back,
+    but those of `gone`."""
+
+    def __init__(self, deaths=(), gone=()):
+        super().__init__("ray")
+        self.exceptions = types.SimpleNamespace(RayActorError=Lost, NodeDiedError=Lost)
+        self.deaths, self.gone, self.calls, self.made, self.stopped = set(deaths), set(gone), 0, [], False
+
+    def init(self, *args, **kwargs):
+        self.asked = args, kwargs
+
+    def cluster_resources(self):
+        return {"CPU": 2.0}
+
+    def put(self, value):
+        return value
+
+    def remote(self, kind):
+        return types.SimpleNamespace(
+            options=lambda **kwargs: types.SimpleNamespace(remote=lambda make: self.actor(kind, make))
+        )
+
+    def actor(self, kind, make):
+        number, inner = len(self.made), kind(make)
+
+        def certify(images, indices):
+            self.calls += 1
+            return (lambda: self.fail()) if self.calls in self.deaths else (lambda: inner.certify(images, indices))
+
+        ping = (lambda: self.fail()) if number in self.gone else (lambda: 1)
+        asked = types.SimpleNamespace(options=lambda **kwargs: types.SimpleNamespace(remote=lambda: ping))
+        self.made.append(types.SimpleNamespace(certify=types.SimpleNamespace(remote=certify), process=asked))
+        return self.made[-1]
+
+    def fail(self):
+        raise Lost("gone")
+
+    def wait(self, futures, num_returns):
+        # The last asked is done first: blocks come back in any order.
+        return [futures[-1]], futures[:-1]
+
+    def get(self, future):
+        return future()
+
+    def kill(self, actor):
+        self.made.remove(actor)
+
+    def shutdown(self):
+        self.stopped = True
+
+
+def squares(images, indices):
+    """A procedure of certification that is quick: image i has the radius i / 10."""
+    return (
+        (k, Certificates.single(0, float(i) / 10, p_lower=0.9, samples=1, seconds=0.0)) for k, i in enumerate(indices)
+    )
+
+
+@pytest.mark.parametrize(
+    ("deaths", "gone"), [((), ()), ((1,), ()), ((2, 3), ()), ((1, 2, 3, 4, 5), ()), ((2,), (0,)), ((2,), (1,))]
+)
+def test_every_image_is_yielded_once_whoever_is_lost(deaths, gone, monkeypatch):
+    ray = Pretended(deaths, gone)
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    images, indices = np.zeros((23, 8, 8, 1), np.float32), np.arange(100, 123)
+    with scattered.Scattered(scattered.Cluster(actors=2, images=4), lambda: squares, squares) as work:
+        found = dict(work(images, indices))
+        # The arguments' check stays here.
+        assert list(work(images[:0], indices[:0])) == [] and len(ray.made) == 2
+    assert sorted(found) == list(range(23)) and ray.stopped and not ray.made
+    assert all(found[k].radius[0] == (100 + k) / 10 for k in found)
+    assert ray.asked[1]["_node_ip_address"] == "127.0.0.1"
+
+
+def test_without_an_actor_left_it_says_so(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", Pretended(deaths=range(1, 50), gone=(0, 1)))
+    images = np.zeros((9, 8, 8, 1), np.float32)
+    with scattered.Scattered(scattered.Cluster(actors=2, images=4), lambda: squares, squares) as work:
+        with pytest.raises(RuntimeError, match="no actor of the cluster is left"):
+            list(work(images, np.arange(9)))
+    ray = Pretended()
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    with pytest.raises(ValueError, match="actors must be at most 2"):
+        scattered.Scattered(scattered.Cluster(actors=3), lambda: squares, squares).__enter__()
+    assert ray.stopped
 
 
 def test_flags_of_a_cluster_are_refused_without_one(classifier, capsys):

@@ -7,36 +7,26 @@ file is resumed, and shards are merged, only with the same.
 """
 
 import argparse
-import contextlib
-import functools
 import math
-import os
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from covkeras import datasets
-from covkeras.commands import cli
+from covkeras.commands import certify_work, cli
 from covkeras.experiments.recipe import CERTIFIED_PRECISIONS, NOISES
-from covkeras.runtime import startup
 from covkeras.runtime.files import user_path
 from covkeras.runtime.interrupts import Interrupted
 from covkeras.runtime.later import Later
 from covkeras.runtime.validation import check_count
 
 certification = Later("covkeras.certification")
-cohen = Later("covkeras.certification.cohen")
-deciding = Later("covkeras.certification.deciding")
 devices = Later("covkeras.runtime.devices")
 jobs = Later("covkeras.experiments.jobs")
 precision = Later("covkeras.experiments.precision")
 records = Later("covkeras.certification.records")
 report = Later("covkeras.reports.results")
-scattered = Later("covkeras.experiments.scattered")
-sequential = Later("covkeras.certification.sequential")
 voting = Later("covkeras.certification.voting")
 
 EXAMPLES = """examples:
@@ -137,52 +127,6 @@ def chosen(flags, count: int) -> np.ndarray:
     return indices
 
 
-def work_on(smoothed, flags):
-    """(images, indices) -> the certificates as (position, Certificates): at fixed n, to a precision, or one radius."""
-    budget = {"alpha": flags.alpha, "n0": flags.n0, "seed": flags.seed}
-
-    def work(images, indices) -> Iterator:
-        if flags.radius is not None:
-            each = deciding.certify_at_each
-            decisions = each(smoothed, images, flags.radius, max_n=flags.n, indices=indices, **budget)
-            p0 = sequential.required_probability(flags.radius, flags.sigma)
-            return ((position, decision.as_certificates(p0)) for position, decision in decisions)
-        if flags.radii is not None:
-            return deciding.certify_grid_each(smoothed, images, flags.radii, max_n=flags.n, indices=indices, **budget)
-        if flags.tolerance is not None:
-            return deciding.certify_to_each(smoothed, images, flags.tolerance, max_n=flags.n, indices=indices, **budget)
-        return cohen.certify_each(smoothed, images, n=flags.n, indices=indices, runner_up=flags.runner_up, **budget)
-
-    return work
-
-
-def smoothed_from(flags, classifier, strategy=None):
-    """The smoothed classifier that the flags ask for."""
-    return certification.SmoothedClassifier(
-        classifier,
-        flags.sigma,
-        batch_size=flags.batch,
-        noise=flags.noise,
-        shared_noise=flags.shared_noise,
-        precision=flags.precision,
-        strategy=strategy,
-        deterministic=flags.deterministic,
-    )
-
-
-def actors_work(flags, content: bytes | None):
-    """What an actor of a cluster does, in its own process: `work_on` the same classifier, sent along where it is a file
-    (the folder of a SavedModel must be there)."""
-    startup.quiet_tensorflow()
-    path = flags.files[0]
-    with tempfile.TemporaryDirectory() as folder:
-        if content is not None:
-            path = os.path.join(folder, "classifier.keras")
-            Path(path).write_bytes(content)
-        classifier = cli.load_classifier(path, flags)
-    return work_on(smoothed_from(flags, classifier), flags)
-
-
 def check(flags) -> None:
     """Refuses flags that say nothing, or two things; fills in what another decides."""
     sequentially = [given for given in (flags.radius, flags.radii, flags.tolerance) if given is not None]
@@ -203,22 +147,12 @@ def check(flags) -> None:
         flags.n0 = 100 if flags.radius is None and flags.radii is None else 0
 
 
-def place(flags, smoothed):
-    """Where the work is done: a context manager of `work`."""
-    if flags.on == "here":
-        return contextlib.nullcontext(work_on(smoothed, flags))
-    path = Path(flags.files[0])
-    make = functools.partial(actors_work, flags, path.read_bytes() if path.is_file() else None)
-    cluster = scattered.Cluster(flags.address, flags.actors, flags.block)
-    return scattered.Scattered(cluster, make, work_on(smoothed, flags))
-
-
 def certify(flags, stop) -> None:
     check(flags)
     classifier = cli.load_classifier(flags.files[0], flags)
     strategy = devices.strategy(flags.devices) if flags.on == "here" else None
     strategy = strategy if strategy and strategy.num_replicas_in_sync > 1 else None
-    smoothed = smoothed_from(flags, classifier, strategy)
+    smoothed = certify_work.smoothed_from(flags, classifier, strategy)
     flags.precision = smoothed.precision
     if flags.precision and f"mixed_{flags.precision}" != devices.best_precision()[0] and flags.precision != "float32":
         size = smoothed.batch_size
@@ -239,7 +173,7 @@ def certify(flags, stop) -> None:
         what["block"] = voting.BLOCK
     if flags.runner_up:
         what["runner_up"] = True
-    with place(flags, smoothed) as work:
+    with certify_work.place(flags, smoothed) as work:
         jobs.certify_images(
             smoothed,
             data,

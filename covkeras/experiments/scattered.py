@@ -78,6 +78,7 @@ class Scattered:
         gpus, cores = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
         count = self.cluster.actors or gpus or cores
         if count > (gpus or cores):
+            ray.shutdown()
             raise ValueError(f"actors must be at most {gpus or cores}, the cluster's devices, got {count}.")
         options = {"num_gpus": 1, "num_cpus": 1} if gpus else {"num_cpus": 1}
         options["max_restarts"] = -1
