@@ -268,6 +268,22 @@ def test_the_command_from_end_to_end(trained, tmp_path, capsys):
     assert "was begun with another classifier" in capsys.readouterr().err
 
 
+def test_what_can_not_be_denoised_is_refused_with_the_remedy(tmp_path, capsys):
+    """A SavedModel, a classifier of other images, no denoiser, a cluster: before anything is written."""
+    small_classifier(classes=10).save(tmp_path / "mine.keras")
+    small_classifier(classes=10).export(tmp_path / "exported", verbose=False)
+    run = ["--run-dir", str(tmp_path / "run")]
+    for flags, message in (
+        ([str(tmp_path / "exported")], "is no Keras model, and can't be saved with a denoiser in front"),
+        ([str(tmp_path / "mine.keras"), "--denoiser", "none"], "denoiser must be dncnn or unet"),
+        ([str(tmp_path / "mine.keras"), "--sigma-low", "0.3"], "sigma_low must be below sigma"),
+        ([str(tmp_path / "mine.keras"), "--surrogates", "nowhere.keras"], "but nowhere.keras is no file"),
+    ):
+        assert main(["denoise", *flags, "--data", "digits", *TINY, *run]) == 2
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_classifier_is_trained_on_from_its_file(tmp_path, digits):
     """`train --model mine.keras`: from its weights, by any method, with or without a denoiser."""
     classifier = small_classifier(classes=10)

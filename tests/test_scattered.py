@@ -212,9 +212,9 @@ def test_every_image_is_yielded_once_whoever_is_lost(deaths, gone, monkeypatch):
 def test_without_an_actor_left_it_says_so(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", Pretended(deaths=range(1, 50), gone=(0, 1)))
     images = np.zeros((9, 8, 8, 1), np.float32)
-    with scattered.Scattered(scattered.Cluster(actors=2, images=4), lambda: squares, squares) as work:
-        with pytest.raises(RuntimeError, match="no actor of the cluster is left"):
-            list(work(images, np.arange(9)))
+    cluster = scattered.Scattered(scattered.Cluster(actors=2, images=4), lambda: squares, squares)
+    with cluster as work, pytest.raises(RuntimeError, match="no actor of the cluster is left"):
+        list(work(images, np.arange(9)))
     ray = Pretended()
     monkeypatch.setitem(sys.modules, "ray", ray)
     with pytest.raises(ValueError, match="actors must be at most 2"):

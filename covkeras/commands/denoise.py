@@ -82,6 +82,8 @@ def work(recipe, folder: RunFolder, classifier, environment: Environment) -> Non
     data, (test, chosen) = environment.load(recipe, "train"), environment.load_certified(recipe)
     classifiers.check_fits(classifier, data.name, data.image_shape, len(data.class_names))
     data.steps_per_epoch(recipe.batch_size)
+    # Refuses what its method does.
+    recipe.objective()
     alone, place = recipe.replace(denoiser="none"), RunFolder(folder.path / "alone")
     folder.claim(recipe)
     keep(classifier, Path(recipe.model))

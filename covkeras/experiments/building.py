@@ -41,9 +41,11 @@ def check_parts(recipe: Recipe) -> None:
     """Refuses a recipe whose classifier can't be built, or whose method has nothing to train in it.
 
     Raises:
-        ValueError: a method that trains a denoiser, without one, or in front of a classifier that is not trained.
+        ValueError: a method that trains a denoiser, without one, or in front of a classifier that is not trained; values
+            that the method refuses.
         FileNotFoundError: the classifier's file.
     """
+    recipe.objective()
     if objective_kind(recipe.method).denoises:
         if recipe.denoiser == "none":
             raise ValueError(f"denoiser must be one of {', '.join(DENOISERS)} for {recipe.method}, which trains it.")

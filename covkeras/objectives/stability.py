@@ -22,10 +22,18 @@ class Stability(Denoising):
 
     surrogates: str = fields.text("", "classifiers to train against instead, .keras files separated by commas")
 
+    def check(self) -> None:
+        super().check()
+        for path in self._paths():
+            if not os.path.isfile(path):
+                raise ValueError(f"surrogates must be .keras files separated by commas, but {path} is no file.")
+
+    def _paths(self) -> list[str]:
+        return [os.path.expanduser(path.strip()) for path in self.surrogates.split(",") if path.strip()]
+
     def attach(self, classifier) -> None:
         super().attach(classifier)
-        paths = [path.strip() for path in self.surrogates.split(",") if path.strip()]
-        self.judges = [_loaded(path, self.behind) for path in paths] or [self.behind]
+        self.judges = [_loaded(path, self.behind) for path in self._paths()] or [self.behind]
 
     def __call__(self, images, labels, noise, context: Step) -> Terms:
         """images (batch, h, w, c), labels not used, noise (1, batch, h, w, c) standard normal -> Terms."""
@@ -43,7 +51,7 @@ class Stability(Denoising):
 def _loaded(path: str, behind):
     """A surrogate, frozen. Raises ValueError: it takes other images. It may have other classes: it is only compared
     with itself."""
-    surrogate = keras.models.load_model(os.path.expanduser(path), compile=False)
+    surrogate = keras.models.load_model(path, compile=False)
     if len(surrogate.inputs) != 1 or surrogate.inputs[0].shape[1:] != behind.inputs[0].shape[1:]:
         raise ValueError(
             f"surrogates must take the classifier's images, {tuple(behind.inputs[0].shape[1:])}, {path} takes "
