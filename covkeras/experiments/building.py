@@ -41,8 +41,8 @@ def check_parts(recipe: Recipe) -> None:
     """Refuses a recipe whose classifier can't be built, or whose method has nothing to train in it.
 
     Raises:
-        ValueError: a method that trains a denoiser, without one, or in front of a classifier that is not trained; values
-            that the method refuses.
+        ValueError: a method that trains a denoiser, without one, or in front of a classifier that is not trained; what
+            the method itself refuses.
         FileNotFoundError: the classifier's file.
     """
     recipe.objective()
