@@ -67,6 +67,8 @@ class Scattered:
         except ModuleNotFoundError:
             raise ValueError(NEEDED) from None
         self.ray, address = ray, self.cluster.address
+        # Nothing is told to anyone.
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
         if address:
