@@ -1,10 +1,10 @@
-"""SmoothAdv and SmoothMix against their papers' formulas, in NumPy, where the gradient of the attack is known."""
+"""SmoothAdv, SmoothMix and CRT against their papers' formulas, in NumPy, where the attack's gradient is known."""
 
 import keras
 import numpy as np
 import pytest
 
-from covkeras import objectives
+from covkeras import CertifiedTrainer, objectives
 from covkeras.moments import Context
 
 SIGMA, CLASSES = 0.5, 3
@@ -120,3 +120,25 @@ def test_what_the_authors_publish_depends_on_the_data_and_sigma():
     published = objectives.SmoothMix.published("cifar10", 0.25, 150, 0)
     assert published == {"length": 0.5, "steps": 4, "num_copies": 2, "one_step": False}
     assert objectives.SmoothMix.published("mnist", 0.25, 90, 0)["one_step"]
+
+
+def test_distillation_is_its_formula(given, rng, tmp_path):
+    """The distance of the logits at the same copies; the labels have no say; the teacher stays."""
+    model, weights, (images, _, noise), (x0, d) = given
+    teacher, other = linear(np.random.default_rng(5))
+    teacher.save(tmp_path / "teacher.keras")
+    objective = objectives.Distillation(SIGMA, teacher=str(tmp_path / "teacher.keras")).attached(model)
+    terms = objective(images, None, noise[:1], Context(training=True))
+    expected = np.linalg.norm((x0 + SIGMA * d[0]) @ (weights - other), axis=-1)
+    np.testing.assert_allclose(terms.classification, expected, rtol=1e-4)
+    trainer = CertifiedTrainer(model, objective)
+    trainer.compile(keras.optimizers.Adam(0.1))
+    losses = [trainer.train_on_batch(images, return_dict=True)["loss"] for _ in range(200)]
+    assert losses[-1] < 0.5 * losses[0]
+    np.testing.assert_array_equal(trainer.objective.known.get_weights()[0], teacher.get_weights()[0])
+    for path, message in (("", "teacher must be a .keras file"), ("nowhere.keras", "teacher must be a .keras file")):
+        with pytest.raises(ValueError, match=message):
+            objectives.Distillation(SIGMA, teacher=path).attach(model)
+    keras.Sequential([keras.Input((4, 4, 1)), keras.layers.Flatten(), keras.layers.Dense(4)]).save(tmp_path / "4.keras")
+    with pytest.raises(ValueError, match="must have the classifier's images and classes"):
+        objectives.Distillation(SIGMA, teacher=str(tmp_path / "4.keras")).attach(model)

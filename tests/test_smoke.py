@@ -51,9 +51,13 @@ def test_each_rule(name):
 
 
 @pytest.mark.parametrize("method", ck.objectives.METHODS)
-def test_each_objective_makes_a_step(method, digits):
+def test_each_objective_makes_a_step(method, digits, tmp_path):
     # Truncated from the first epoch on, L_q leaves out what an untrained network is unsure of: all.
     options = {"drop_epoch": 1} if method == "truncated_lq" else {}
+    if method == "distillation":
+        options["teacher"] = str(tmp_path / "teacher.keras")
+        small_classifier(classes=10).save(options["teacher"])
+        keras.utils.set_random_seed(1)
     classifier, kind = small_classifier(classes=10), ck.objectives.METHODS[method]
     if kind.denoises:
         classifier.trainable = False

@@ -9,6 +9,7 @@ from covkeras.objectives.consistency import Consistency
 from covkeras.objectives.covariance_radius import CovarianceRadius
 from covkeras.objectives.cross_entropy import CrossEntropy, TruncatedLq
 from covkeras.objectives.denoising import Denoising
+from covkeras.objectives.distillation import Distillation
 from covkeras.objectives.gaussian_augmentation import GaussianAugmentation
 from covkeras.objectives.macer import Macer
 from covkeras.objectives.smooth_adv import SmoothAdv
@@ -19,7 +20,7 @@ from covkeras.runtime import fields
 
 _CLASSIFYING = (
     *(GaussianAugmentation, CovarianceRadius, AdjointRadius, Macer, Consistency, SmoothAdv, SmoothMix),
-    *(CrossEntropy, TruncatedLq),
+    *(Distillation, CrossEntropy, TruncatedLq),
 )
 # Those that train a denoiser in front of a classifier.
 DENOISING = (Denoising, Stability)
@@ -32,6 +33,7 @@ __all__ = [
     "CovarianceRadius",
     "CrossEntropy",
     "Denoising",
+    "Distillation",
     "GaussianAugmentation",
     "Macer",
     "Objective",
