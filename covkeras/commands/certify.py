@@ -83,7 +83,7 @@ def parse(arguments=None) -> argparse.Namespace:
         help="of the layers but the last: another classifier (default: its own)",
     )
     parser.add_argument(
-        "--deterministic", action="store_true", help="in float64: the same votes on any machine, several times slower"
+        "--deterministic", action="store_true", help="in float64: votes that hang on no last bit, several times slower"
     )
     parser.add_argument("--devices", default="auto", help="auto (all GPUs, or the CPU), cpu, or a number of devices")
     parser.add_argument("--on", default="here", choices=("here", "ray"), help="ray: actors of a cluster, one a device")
