@@ -55,7 +55,7 @@ class SmoothedClassifier:
             predictions made so. It is a snapshot of the one given, and answers a probe alike, or is refused.
             "float64", of all layers, is what deterministic asks for.
         strategy: a tf.distribute.Strategy whose replicas share each image's samples; of a snapshot, too.
-        deterministic: whether votes should not depend on machine, threads or batch_size: in float64, where the last bits
+        deterministic: whether votes should not hang on machine, threads or batch_size: in float64, where the last bits
             of a sum, which differ, come nowhere near a decision (docs/results/certification.md; several times slower).
 
     Raises:
