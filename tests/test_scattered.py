@@ -95,8 +95,10 @@ def test_a_lost_node_loses_nothing_and_a_running_cluster_is_joined(classifier, t
     flags = ["--radii", "0", "0.1", "0.2", "--max", "60", "--n", "200000", "--block", "4", "--n0", "64"]
     ray = [sys.executable, "-m", "ray.scripts.scripts"]
     common = ["--num-cpus", "1", "--disable-usage-stats"]
-    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 2, "RAY_TMPDIR": tempfile.mkdtemp(prefix="ray")}
-    environment, log = {**os.environ, **token}, (tmp_path / "head.log").open("w+")
+    # Not below tmp_path: the path of a socket must be short.
+    place = {"RAY_TMPDIR": tempfile.mkdtemp(prefix="ray")}
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 2}
+    environment, log = {**os.environ, **token, **place}, (tmp_path / "head.log").open("w+")
     head = subprocess.Popen(
         [*ray, "start", "--head", "--port", "63791", "--include-dashboard=false", "--block", *common],
         env=environment,
