@@ -3,6 +3,7 @@
 import numpy as np
 
 from covkeras.models.denoisers import parts_of
+from covkeras.moments.graph import nodes_of
 from covkeras.reports.pages import new_figure
 from covkeras.reports.report import Section
 
@@ -32,12 +33,8 @@ def denoised_by(model, noisy: np.ndarray) -> np.ndarray:
 
     denoiser, _ = parts_of(model)
     # The model up to its denoiser: a conditioned one is told the level on the way.
-    call = next(node for node in denoiser._inbound_nodes if _leads_to(model, node))
+    call = next(node for node in nodes_of(model) if node.operation is denoiser)
     return np.asarray(keras.Model(model.inputs[0], call.outputs[0])(noisy, training=False), np.float32)
-
-
-def _leads_to(model, node) -> bool:
-    return any(node in nodes for nodes in model._nodes_by_depth.values())
 
 
 def _figure(rows):
