@@ -54,7 +54,7 @@ def test_each_rule(name):
 def test_each_objective_makes_a_step(method, digits, tmp_path):
     # Truncated from the first epoch on, L_q leaves out what an untrained network is unsure of: all.
     options = {"drop_epoch": 1} if method == "truncated_lq" else {}
-    if method == "distillation":
+    if method in ("distillation", "cat_rs"):
         options["teacher"] = str(tmp_path / "teacher.keras")
         small_classifier(classes=10).save(options["teacher"])
         keras.utils.set_random_seed(1)

@@ -1,4 +1,4 @@
-"""Steps uphill for an image: the attack on the smoothed classifier that SmoothAdv and SmoothMix train on."""
+"""Steps uphill for an image (SmoothAdv, SmoothMix), or for a copy's noise (CAT-RS, the sphere attack, ours)."""
 
 from covkeras.objectives.copies import logits_of
 from covkeras.runtime.later import Later
@@ -30,10 +30,31 @@ def stepped(x, loss, length, instead):
     """
     x = ops.convert_to_tensor(x)
     _, (gradient,) = gradients.gradients_of(loss, x)
-    size = norms(gradient)
-    gradient = ops.where(size > 0, gradient, instead)
-    direction = gradient / ops.maximum(norms(gradient), 1e-30)
-    return ops.stop_gradient(ops.clip(x + length * direction, 0.0, 1.0))
+    gradient = ops.where(norms(gradient) > 0, gradient, instead)
+    return ops.stop_gradient(ops.clip(x + length * direction(gradient), 0.0, 1.0))
+
+
+def turned(d, loss, length):
+    """The noise d (k, batch, h, w, c) after one step of `length` along the gradient of loss(d) -> (sum over the copies,
+    anything), normalised copy by copy; a copy without a gradient stays. No gradient comes through."""
+    _, (gradient,) = gradients.gradients_of(loss, ops.convert_to_tensor(d))
+    return ops.stop_gradient(d + length * direction(gradient))
+
+
+def renewed(d, start):
+    """d, brought to the norm of `start`, copy by copy."""
+    return d * (norms(start) / ops.maximum(norms(d), 1e-30))
+
+
+def restored(d, start):
+    """d, brought to the mean and the root mean square of `start`, copy by copy."""
+    mean, own = (ops.mean(noise, axis=(-3, -2, -1), keepdims=True) for noise in (start, d))
+    return mean + renewed(d - own, start - mean)
+
+
+def direction(gradient):
+    """The gradient, normalised image by image; 0 where it is 0."""
+    return gradient / ops.maximum(norms(gradient), 1e-30)
 
 
 def within(x, centre, radius):
@@ -43,8 +64,8 @@ def within(x, centre, radius):
 
 
 def norms(x):
-    """Euclidean norms, image by image: (batch, h, w, c) -> (batch, 1, 1, 1)."""
-    return ops.sqrt(ops.sum(ops.square(x), axis=(1, 2, 3), keepdims=True))
+    """Euclidean norms, image by image: (..., h, w, c) -> (..., 1, 1, 1)."""
+    return ops.sqrt(ops.sum(ops.square(x), axis=(-3, -2, -1), keepdims=True))
 
 
 def warmed(context, epochs: int):

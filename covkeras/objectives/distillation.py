@@ -1,13 +1,12 @@
 """Certified radius transfer (CRT, arXiv 2210.14283): a robust teacher's logits, learned at the same noisy copy."""
 
-import os
-
 from covkeras.objectives.base import Objective, Step
+from covkeras.objectives.teachers import load_teacher
 from covkeras.objectives.terms import Terms
 from covkeras.runtime import fields
 from covkeras.runtime.later import Later
 
-keras, ops = Later("keras"), Later("keras.ops")
+ops = Later("keras.ops")
 
 
 class Distillation(Objective):
@@ -25,14 +24,7 @@ class Distillation(Objective):
     def attach(self, classifier) -> None:
         """Raises ValueError: no teacher, or one of other images or classes."""
         super().attach(classifier)
-        path = os.path.expanduser(self.teacher)
-        if not os.path.isfile(path):
-            raise ValueError(f"teacher must be a .keras file, a classifier trained by another method, got {path!r}.")
-        self.known = keras.models.load_model(path, compile=False)
-        self.known.trainable = False
-        ours, theirs = ((tuple(m.inputs[0].shape[1:]), m.outputs[0].shape[-1]) for m in (self.classifier, self.known))
-        if ours != theirs:
-            raise ValueError(f"teacher must have the classifier's images and classes, {ours}, got {theirs}.")
+        self.known = load_teacher(self.teacher, self.classifier)
 
     def __call__(self, images, labels, noise, context: Step) -> Terms:
         """images (batch, h, w, c), labels not used, noise (1, batch, h, w, c) standard normal -> Terms."""

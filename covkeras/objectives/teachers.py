@@ -1,0 +1,20 @@
+"""Frozen classifiers that a method learns from."""
+
+import os
+
+from covkeras.runtime.later import Later
+
+keras = Later("keras")
+
+
+def load_teacher(path: str, classifier):
+    """Returns the classifier of a .keras file, frozen. Raises ValueError: none, or one of other images or classes."""
+    path = os.path.expanduser(path)
+    if not os.path.isfile(path):
+        raise ValueError(f"teacher must be a .keras file, a classifier trained by another method, got {path!r}.")
+    teacher = keras.models.load_model(path, compile=False)
+    teacher.trainable = False
+    ours, theirs = ((tuple(m.inputs[0].shape[1:]), m.outputs[0].shape[-1]) for m in (classifier, teacher))
+    if ours != theirs:
+        raise ValueError(f"teacher must have the classifier's images and classes, {ours}, got {theirs}.")
+    return teacher

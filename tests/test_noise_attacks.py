@@ -1,0 +1,126 @@
+"""CAT-RS, the sphere attack and the stepped consistency against their formulas, in NumPy, on a linear classifier."""
+
+import keras
+import numpy as np
+import pytest
+from scipy.stats import binom, norm
+from test_frontier import CLASSES, SIGMA, linear, nll, softmax
+
+from covkeras import objectives
+from covkeras.moments import Context
+from covkeras.objectives.cat_rs import binomial
+
+TRAINING = Context(training=True, epoch=30)
+
+
+@pytest.fixture
+def given(rng):
+    model, weights = linear(rng)
+    images, labels = rng.random((8, 4, 4, 1)).astype("float32"), rng.integers(0, CLASSES, 8)
+    noise = rng.standard_normal((5, 8, 4, 4, 1)).astype("float32")
+    flat = (images.reshape(8, 16).astype(np.float64), noise.reshape(5, 8, 16).astype(np.float64))
+    return model, weights, (images, labels, noise), flat
+
+
+def size(d):
+    return np.linalg.norm(d, axis=-1, keepdims=True)
+
+
+def uphill(x, d, weights, target):
+    """The normalised gradient of KL(target || F(x + d)), or of the cross-entropy to a one-hot target."""
+    g = (softmax((x + d) @ weights) - target) @ weights.T
+    return g / size(g)
+
+
+def kl(target, f):
+    return (target * (np.log(target) - np.log(f))).sum(-1)
+
+
+def test_cat_rs_is_its_formula(given, rng, tmp_path):
+    model, weights, (images, labels, noise), (x, n) = given
+    teacher, known = linear(np.random.default_rng(5))
+    teacher.save(tmp_path / "teacher.keras")
+    path, eps, count = str(tmp_path / "teacher.keras"), 0.7, 4
+    objective = objectives.CatRs(SIGMA, teacher=path, eps=eps, steps=3, num_copies=count).attached(model)
+    assert objective.copies == 5
+    terms = objective(images, labels, noise, TRAINING)
+    start = SIGMA * n[:4]
+    f = softmax((x + start) @ weights)
+    phat, each = (f.argmax(-1) == labels).mean(0), np.sort(nll(f, labels), axis=0)
+    kept = np.maximum(1, binom.ppf(norm.cdf(n[4][:, 0]), count, phat)).astype(int)
+    low = [each[:k, i].sum() / count for i, k in enumerate(kept)]
+    np.testing.assert_allclose(terms.classification, low, rtol=2e-4)
+    wanted, d = softmax((x + start) @ known).mean(0), start
+    for _ in range(3):
+        d = d + 2 * eps / 3 * uphill(x, d, weights, wanted)
+        d = start + (d - start) * np.minimum(1, eps / size(d - start))
+        centred, own = d - d.mean(-1, keepdims=True), start - start.mean(-1, keepdims=True)
+        d = start.mean(-1, keepdims=True) + centred * size(own) / size(centred)
+        np.testing.assert_allclose((d**2).mean(-1), (start**2).mean(-1))
+    worst = kl(wanted, softmax((x + d) @ weights)).max(0)
+    # It is an attack: larger than at the copies. And some images are unsure, some are not.
+    assert (worst > kl(wanted, f).max(0)).all() and 0 < (kept == count).sum() < len(kept)
+    np.testing.assert_allclose(terms.robustness, np.where(kept == count, worst, 0), rtol=2e-3, atol=1e-5)
+    still = objective(images, labels, noise, Context())
+    np.testing.assert_allclose(still.robustness, np.where(kept == count, kl(wanted, f).max(0), 0), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("p", [0.0, 0.25, 0.6, 1.0])
+def test_the_binomial_is_scipys(rng, p):
+    u = rng.uniform(0.001, 0.999, 200).astype("float32")
+    got = binomial(4, keras.ops.convert_to_tensor(np.full(200, p, "float32")), keras.ops.convert_to_tensor(u))
+    np.testing.assert_array_equal(got, binom.ppf(u, 4, p))
+
+
+def test_the_sphere_attack_is_its_formula(given):
+    model, weights, (images, labels, noise), (x, n) = given
+    objective = objectives.SphereAttack(SIGMA, length=0.3, steps=3, num_copies=5).attached(model)
+    terms = objective(images, labels, noise, TRAINING)
+    d = start = SIGMA * n
+    for _ in range(3):
+        d = d + 0.3 * uphill(x, d, weights, np.eye(CLASSES)[labels])
+        d = d * size(start) / size(d)
+    expected = nll(softmax((x + d) @ weights), labels).mean(0)
+    clean = nll(softmax((x + start) @ weights), labels).mean(0)
+    assert (expected > clean).all()
+    np.testing.assert_allclose(terms.classification, expected, rtol=5e-4)
+    np.testing.assert_allclose(objective(images, labels, noise, Context()).classification, clean, rtol=5e-4)
+
+
+@pytest.mark.parametrize("one_noise", [False, True])
+@pytest.mark.parametrize("only_right", [False, True])
+def test_the_stepped_consistency_is_consistency_of_the_stepped_copy(given, one_noise, only_right):
+    model, weights, (images, labels, noise), (x, n) = given
+    options = {"eps": 0.8, "one_noise": one_noise, "only_right": only_right}
+    objective = objectives.SteppedConsistency(SIGMA, **options).attached(model)
+    terms = objective(images, labels, noise[:2], TRAINING)
+    first, second = SIGMA * n[0], SIGMA * n[0 if one_noise else 1]
+    f = softmax((x + first) @ weights)
+    moved = second + 0.8 * uphill(x, first, weights, np.eye(CLASSES)[labels])
+    moved = moved * size(second) / size(moved)
+    if only_right:
+        moved = np.where((f.argmax(-1) == labels)[:, None], moved, second)
+        assert 0 < (f.argmax(-1) == labels).sum() < len(labels)
+    both = np.stack([f, softmax((x + moved) @ weights)])
+    mean = both.mean(0)
+    entropy = -(mean * np.log(mean)).sum(-1)
+    np.testing.assert_allclose(terms.classification, nll(both, labels).mean(0) + 0.5 * entropy, rtol=5e-4)
+    expected = (mean * (np.log(mean) - np.log(both))).sum(-1).mean(0)
+    np.testing.assert_allclose(terms.robustness, expected, rtol=2e-3, atol=1e-5)
+    # Without a step it is Consistency.
+    plain = objectives.Consistency(SIGMA).attached(model)
+    for context in (TRAINING, Context()):
+        still = objectives.SteppedConsistency(SIGMA, eps=0.0).attached(model)(images, labels, noise[:2], context)
+        for got, wanted in zip(still[:3], plain(images, labels, noise[:2], context)[:3], strict=True):
+            np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_a_copy_without_a_gradient_keeps_its_noise(rng):
+    """A constant classifier."""
+    model, _ = linear(rng)
+    model.set_weights([np.zeros((16, CLASSES)), np.zeros(CLASSES)])
+    images, labels = rng.random((2, 4, 4, 1)).astype("float32"), np.zeros(2, int)
+    noise = rng.standard_normal((2, 2, 4, 4, 1)).astype("float32")
+    for objective in (objectives.SphereAttack(SIGMA, num_copies=2), objectives.SteppedConsistency(SIGMA)):
+        terms = objective.attached(model)(images, labels, noise, TRAINING)
+        assert np.isfinite(terms.classification).all()
