@@ -36,9 +36,10 @@ def stepped(x, loss, length, instead):
 
 def turned(d, loss, length):
     """The noise d (k, batch, h, w, c) after one step of `length` along the gradient of loss(d) -> (sum over the copies,
-    anything), normalised copy by copy; a copy without a gradient stays. No gradient comes through."""
-    _, (gradient,) = gradients.gradients_of(loss, ops.convert_to_tensor(d))
-    return ops.stop_gradient(d + length * direction(gradient))
+    logits), normalised copy by copy, and the logits before it; a copy without a gradient stays. No gradient comes
+    through."""
+    logits, (gradient,) = gradients.gradients_of(loss, ops.convert_to_tensor(d))
+    return ops.stop_gradient(d + length * direction(gradient)), logits
 
 
 def renewed(d, start):

@@ -72,8 +72,8 @@ class CatRs(Objective):
 
         d = start
         for _ in range(self.steps):
-            d = turned(d, loss, 2.0 * self.eps / self.steps)
-            d = restored(within(d, start, self.eps), start)
+            moved, _ = turned(d, loss, 2.0 * self.eps / self.steps)
+            d = restored(within(moved, start, self.eps), start)
         return ops.stop_gradient(d)
 
 

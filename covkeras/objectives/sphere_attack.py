@@ -13,8 +13,8 @@ _STEPS, _LENGTH = (3, 6, 4), (0.25, 0.25, 0.5)
 
 
 class SphereAttack(Objective):
-    """mean_i CE(f(x + d_i*)), d_i*: T steps of length e from d_i along CE's normalised gradient, each rescaled to d_i's
-    norm: a rotation of the noise, still typical in size.
+    """mean_i CE(f(x + d_i*)), d_i*: up to T steps of length e from d_i along CE's normalised gradient, each rescaled to
+    d_i's norm (a rotation of the noise, still typical in size), and none once the copy is misclassified.
 
     A step costs T + 1 passes over all M copies.
     """
@@ -42,7 +42,9 @@ class SphereAttack(Objective):
             return sum(ops.sum(cross_entropy(labels, logits[i])) for i in range(self.num_copies)), logits
 
         for _ in range(self.steps if context.training else 0):
-            d = renewed(turned(d, loss, self.length), start)
+            moved, logits = turned(d, loss, self.length)
+            right = ops.cast(ops.argmax(logits, -1), "int32") == ops.cast(labels, "int32")
+            d = ops.where(right[..., None, None, None], renewed(moved, start), d)
         logits = logits_of(self.classifier, images, noise=d, sigma=1.0, training=context.training)
         losses = [cross_entropy(labels, logits[i]) for i in range(self.num_copies)]
         return Terms(sum(losses) / len(losses), logits=logits[0])
