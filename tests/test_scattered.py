@@ -228,7 +228,7 @@ def test_flags_of_a_cluster_are_refused_without_one(classifier, capsys):
     for flags, message in (
         (["--actors", "2"], "give --address and --actors with --on ray"),
         (["--on", "ray", "--block", "0"], "block must be a whole number >= 1"),
-        (["--on", "ray", "--runner-up", "--radius", "1"], "give --runner-up at a fixed number"),
+        (["--on", "ray", "--runner-up", "--radius", "1"], "give --runner-up where radii are measured"),
     ):
         assert main(["certify", str(classifier), "--sigma", "0.25", *flags]) == 2
         assert message in capsys.readouterr().err

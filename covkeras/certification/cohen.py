@@ -11,6 +11,7 @@ import numpy as np
 from covkeras.certification.certificates import ABSTAIN, Certificates, Predictions
 from covkeras.certification.confidence import (
     MAX_TRIALS,
+    OTHERS,
     certified_radius,
     clopper_pearson_lower,
     clopper_pearson_upper,
@@ -22,8 +23,6 @@ from covkeras.runtime.validation import check_alpha, check_count, check_enough, 
 
 # Images certified together where they share their noise.
 GROUP = 16
-# Of alpha, what bounding the other classes takes.
-_OTHERS = 0.1
 
 
 def predict(smoothed, images, n, alpha, seed=0, indices=None, index=0) -> Predictions:
@@ -71,10 +70,10 @@ def bounds_of(votes, labels, n: int, alpha: float, sigma: float, runner_up: bool
     if not runner_up:
         p_lower = clopper_pearson_lower(hits, n, alpha)
         return p_lower, np.full(len(labels), np.nan), np.asarray(certified_radius(p_lower, sigma))
-    p_lower = clopper_pearson_lower(hits, n, (1.0 - _OTHERS) * alpha)
+    p_lower = clopper_pearson_lower(hits, n, (1.0 - OTHERS) * alpha)
     others = votes + void[:, None]
     others[rows, labels] = 0
-    p_upper = clopper_pearson_upper(others.max(1), n, _OTHERS * alpha / (votes.shape[1] - 1))
+    p_upper = clopper_pearson_upper(others.max(1), n, OTHERS * alpha / (votes.shape[1] - 1))
     # Nobody has more than what is left.
     p_upper = np.minimum(p_upper, (1.0 - p_lower) * (1.0 + 1e-15))
     return p_lower, p_upper, two_sided_radius(p_lower, p_upper, sigma)

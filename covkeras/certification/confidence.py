@@ -17,6 +17,8 @@ from covkeras.certification.special import SCIPY, Functions
 _MARGIN, _MARGIN_BEYOND, _ACCURATE_TRIALS = 1e-7, 0.02, 1_000_000
 MAX_TRIALS = 10_000_000
 _BISECTIONS = 100
+# Of alpha, what bounding the other classes takes, where they are bounded.
+OTHERS = 0.1
 
 
 def clopper_pearson_lower(successes, trials, alpha):

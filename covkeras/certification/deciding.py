@@ -11,7 +11,6 @@ from collections.abc import Iterator
 import numpy as np
 
 from covkeras.certification.certificates import ABSTAIN, Certificates, RadiusDecisions
-from covkeras.certification.confidence import certified_radius
 from covkeras.certification.noise import check_seed
 from covkeras.certification.sampling import Sampled, sample_until
 from covkeras.certification.sequential import Decision, anytime_lower, hits_to_decide, required_probability
@@ -91,18 +90,18 @@ def _decision(image: Sampled, radius: float) -> RadiusDecisions:
 
 
 def certify_to_each(
-    smoothed, images, tolerance, alpha=0.001, max_n=100_000, n0=64, seed=0, indices=None, index=0
+    smoothed, images, tolerance, alpha=0.001, max_n=100_000, n0=64, seed=0, indices=None, index=0, runner_up=False
 ) -> Iterator[tuple[int, Certificates]]:
     """Yields (position, Certificates of length 1) as the images' radii are precise enough, in any order."""
     check_between("tolerance", tolerance, 0, math.inf)
     images, indices = _checked(smoothed, images, indices=indices, index=index, alpha=alpha, max_n=max_n, n0=n0, least=1)
     _check_reach(max_n, 0.5, alpha, "any radius")
-    rule = RadiusPrecision(tolerance, smoothed.sigma, alpha, max_n)
+    rule = RadiusPrecision(tolerance, smoothed.sigma, alpha, max_n, smoothed.num_classes if runner_up else 0)
     sampled = sample_until(
         smoothed.ballot, images, indices=indices, seed=check_seed(seed), n0=n0, max_n=max_n, rule=rule
     )
     done = _reported(smoothed, sampled, indices)
-    return ((image.position, _certificate(image, rule, smoothed.sigma)) for image in done)
+    return ((image.position, _certificate(image, rule)) for image in done)
 
 
 def _reported(smoothed, sampled, indices) -> Iterator[Sampled]:
@@ -111,13 +110,11 @@ def _reported(smoothed, sampled, indices) -> Iterator[Sampled]:
         yield image
 
 
-def _certificate(image: Sampled, rule: RadiusPrecision, sigma: float) -> Certificates:
-    p_lower = rule.best.get(image.position, 0.0)
-    radius = float(certified_radius(p_lower, sigma))
+def _certificate(image: Sampled, rule: RadiusPrecision) -> Certificates:
+    p_lower, p_upper, radius = rule.certified(image.position)
     label = image.label if radius > 0 else ABSTAIN
-    return Certificates.single(
-        label, radius, p_lower=p_lower, samples=image.given * BLOCK, seconds=image.seconds, void=image.void
-    )
+    known = {"samples": image.given * BLOCK, "seconds": image.seconds, "void": image.void}
+    return Certificates.single(label, radius, p_lower=p_lower, p_upper=p_upper, **known)
 
 
 def _checked(smoothed, images, indices, index, alpha, max_n, n0, least: int = 0):

@@ -28,7 +28,8 @@ class Sampled:
     position: in the images given. votes: (classes,), of all samples so far. label: the class in question. hits,
     trials: votes for it among the samples that count. void: samples that vote for nobody. given: blocks drawn. next:
     the number of the next one. again: whether it is another class than the first, after `spent` samples on that.
-    verdict: the rule's, None as long as it wants more samples. seconds: its samples' share of the time.
+    verdict: the rule's, None as long as it wants more samples. seconds: its samples' share of the time. before: the
+    votes that don't count.
     """
 
     position: int
@@ -43,6 +44,7 @@ class Sampled:
     spent: int = 0
     verdict: object = None
     seconds: float = 0.0
+    before: np.ndarray | int = 0
 
 
 def sample_until(ballot, images, indices, seed: int, n0: int, max_n: int, rule, labels=None) -> Iterator[Sampled]:
@@ -86,7 +88,7 @@ def _try_another(image: Sampled, rule, max_n: int) -> None:
     if other == image.label or image.trials + BLOCK > max_n or not rule.may_gain(image.votes, image.verdict):
         return
     image.label, image.again, image.spent = other, True, image.trials
-    image.hits, image.trials, image.verdict = 0, 0, None
+    image.hits, image.trials, image.verdict, image.before = 0, 0, None, image.votes.copy()
 
 
 def _next_blocks(active, slots: int, first: int) -> list[tuple[Sampled, int]]:
@@ -108,7 +110,7 @@ def _take(blocks, counts, first: int, max_n: int, rule) -> None:
         image.void += BLOCK - int(row.sum())
         if block < first:
             image.votes += row
-            image.label = int(image.votes.argmax())
+            image.label, image.before = int(image.votes.argmax()), image.votes.copy()
             continue
         at = image.position
         hits = int(row[image.label]) + (looks[last[at]][2] if at in last else image.hits)
@@ -121,7 +123,18 @@ def _take(blocks, counts, first: int, max_n: int, rule) -> None:
         return
     images, numbers, hits, trials, totals = zip(*looks, strict=True)
     again = np.array([i.again for i in images])
-    verdicts = rule(np.array([i.position for i in images]), np.array(hits), np.array(trials), again)
+    more = {}
+    if getattr(rule, "runner_up", False):
+        more["others"] = np.array([_others(i, t, v) for i, t, v in zip(images, trials, totals, strict=True)])
+    verdicts = rule(np.array([i.position for i in images]), np.array(hits), np.array(trials), again, **more)
     for image, number, h, t, total, verdict in zip(images, numbers, hits, trials, totals, verdicts, strict=True):
         if image.verdict is None:
             image.hits, image.trials, image.votes, image.verdict, image.next = h, t, total, verdict, number + 1
+
+
+def _others(image: Sampled, trials: int, votes) -> int:
+    """The most votes that another class may have of the samples that count; a void one may have been any class'."""
+    counted = votes - image.before
+    void = trials - int(counted.sum())
+    counted[image.label] = 0
+    return int(counted.max()) + void

@@ -251,6 +251,7 @@ class SmoothedClassifier:
         indices=None,
         progress: Callable[[int, Certificates], None] | None = None,
         index: int = 0,
+        runner_up: bool = False,
     ) -> Certificates:
         """Certifies radii to a precision: an image's samples end when its radius is within `tolerance` of what max_n
         samples could still give it.
@@ -264,6 +265,7 @@ class SmoothedClassifier:
             max_n: samples per image at most.
             n0: samples to choose the class, rounded up to whole blocks of 16. seed, indices, index: as for `certify`.
             progress: called with (position, Certificates of length 1) as each image is done.
+            runner_up: whether the other classes are bounded, too, as by `certify`; at all times together.
 
         Returns:
             Certificates, as of `certify`.
@@ -271,9 +273,8 @@ class SmoothedClassifier:
         Raises:
             TypeError, ValueError: before any work, naming the argument.
         """
-        each = certify_to_each(
-            self, images, tolerance=tolerance, alpha=alpha, max_n=max_n, n0=n0, seed=seed, indices=indices, index=index
-        )
+        how = {"alpha": alpha, "max_n": max_n, "n0": n0, "runner_up": runner_up}
+        each = certify_to_each(self, images, tolerance=tolerance, seed=seed, indices=indices, index=index, **how)
         return Certificates.concatenate(collected(each, progress))
 
     def report_void(self, void, samples: int, indices) -> None:

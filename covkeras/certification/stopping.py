@@ -1,8 +1,11 @@
 """When to stop sampling an image. Whatever a rule says, the bounds of `sequential` hold at the time it stops."""
 
+import math
+
 import numpy as np
 import scipy.special
 
+from covkeras.certification.confidence import OTHERS, certified_radius, two_sided_radius
 from covkeras.certification.sequential import (
     UNINFORMED,
     Decision,
@@ -123,34 +126,55 @@ def promising(votes, p0: float) -> bool:
 
 
 class RadiusPrecision:
-    """Stops when the lower bound's radius is within `tolerance` of what max_n samples could still give.
+    """Stops when the bounds' radius is within `tolerance` of what max_n samples could still give.
 
-    What they could give is the bound after max_n samples with as many hits as the upper bound on p allows, and no more
-    than those there are plus all that are left. Looks when the samples have grown by a tenth: each look costs two
-    bisections. The verdict is the running maximum of the lower bounds.
+    What they could give are the bounds after max_n samples with as many hits as the upper bound on p_A allows, and as
+    few of the runner-up as the lower bound on p_B does; no more than those there are plus all that are left, and no
+    fewer than those there are. Looks when the samples have grown by a tenth: each look costs bisections. The bounds
+    are running ones, the best so far: each holds at all times together.
 
     Args:
-        tolerance: in the units of sigma. sigma: noise level. alpha: of the lower bound, and of missing the tolerance.
-        max_n: samples at most.
+        tolerance: in the units of sigma. sigma: noise level. alpha: of the bounds, and of missing the tolerance.
+        max_n: samples at most. classes: their number, where every other class is bounded, too, each by a wealth of its
+            own: p_A at nine tenths of alpha, the classes at equal shares of the last. 0: p_B is taken as 1 - p_A.
     """
 
-    def __init__(self, tolerance: float, sigma: float, alpha: float, max_n: int):
-        self.tolerance, self.sigma, self.alpha, self.max_n = tolerance, sigma, alpha, max_n
-        self.best: dict[int, float] = {}
+    def __init__(self, tolerance: float, sigma: float, alpha: float, max_n: int, classes: int = 0):
+        self.tolerance, self.sigma, self.max_n = tolerance, sigma, max_n
+        self.runner_up = classes > 0
+        self.alpha = (1.0 - OTHERS) * alpha if classes else alpha
+        self.alpha_other = OTHERS * alpha / max(classes - 1, 1)
+        self.bounds: dict[int, tuple[float, float]] = {}
         self._next: dict[int, float] = {}
 
-    def __call__(self, positions, hits, trials, again=None) -> list[float | None]:
+    def __call__(self, positions, hits, trials, again=None, others=None) -> list[float | None]:
+        """others: (looks,), the most votes that another class may have of the trials; needed with `classes`."""
         verdicts: list[float | None] = [None] * len(hits)
         due = [i for i, t in enumerate(trials) if self._is_due(positions[i], t)]
         if due:
-            low = anytime_lower(hits[due], trials[due], self.alpha)
-            could = self._could(hits[due], trials[due])
-            for j, i in enumerate(due):
-                at = int(positions[i])
-                self.best[at] = max(self.best.get(at, 0.0), float(low[j]))
-                if self._radius(could[j]) - self._radius(self.best[at]) <= self.tolerance:
-                    verdicts[i] = self.best[at]
+            hits, trials = hits[due], trials[due]
+            others = others[due] if self.runner_up else trials
+            running = [
+                self._kept(int(positions[i]), *now)
+                for i, *now in zip(due, *self._bounds(hits, others, trials), strict=True)
+            ]
+            radii = self._radius(*np.transpose(running))
+            could = self._radius(*self._bounds(*self._could(hits, others, trials), self.max_n))
+            for i, radius, best in zip(due, radii, could, strict=True):
+                verdicts[i] = float(radius) if best - radius <= self.tolerance else None
         return verdicts
+
+    def certified(self, position: int) -> tuple[float, float, float]:
+        """p_lower, p_upper (NaN without the runner-up) and the radius of the bounds so far; all rounded down, or up."""
+        low, high = self.bounds.get(position, (0.0, 1.0))
+        return low, high if self.runner_up else math.nan, float(self._radius(low, high))
+
+    def _kept(self, position: int, low: float, high: float) -> tuple[float, float]:
+        """The running bounds. Nobody has more than what p_A leaves."""
+        before = self.bounds.get(position, (0.0, 1.0))
+        low = max(low, before[0])
+        self.bounds[position] = low, min(high, before[1], (1.0 - low) * (1.0 + 1e-15))
+        return self.bounds[position]
 
     def _is_due(self, position: int, trials: int) -> bool:
         # The last look is always due.
@@ -159,12 +183,22 @@ class RadiusPrecision:
             self._next[int(position)] = 1.1 * trials
         return due
 
-    def _could(self, hits, trials) -> np.ndarray:
-        most = np.ceil(anytime_upper(hits, trials, self.alpha) * self.max_n)
-        return anytime_lower(np.clip(most, hits, hits + self.max_n - trials), self.max_n, self.alpha)
+    def _bounds(self, hits, others, trials):
+        """Of p_A from below and of every other class' p from above."""
+        low = anytime_lower(hits, trials, self.alpha)
+        if not self.runner_up:
+            return low, np.ones_like(low)
+        return low, anytime_upper(others, trials, self.alpha_other)
 
-    def _radius(self, p: float) -> float:
-        return self.sigma * float(scipy.special.ndtri(p)) if p > 0.5 else 0.0
+    def _could(self, hits, others, trials):
+        """The hits, and the runner-up's, that max_n samples may still bring."""
+        most = np.ceil(anytime_upper(hits, trials, self.alpha) * self.max_n)
+        least = np.floor(anytime_lower(others, trials, self.alpha_other) * self.max_n)
+        return np.clip(most, hits, hits + self.max_n - trials), np.maximum(least, others)
+
+    def _radius(self, low, high):
+        one = np.asarray(certified_radius(low, self.sigma))
+        return np.maximum(one, two_sided_radius(low, high, self.sigma)) if self.runner_up else one
 
 
 def informed_bet(radius: float, sigma: float, weight: float) -> tuple[float, float]:

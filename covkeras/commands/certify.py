@@ -137,8 +137,10 @@ def check(flags) -> None:
             "give one of --radius, --radii and --tolerance: the first decides a radius, the second a grid of them, the "
             "third measures it."
         )
-    if flags.runner_up and sequentially:
-        raise ValueError("give --runner-up at a fixed number of samples alone: the sequential tests bound one class.")
+    if flags.runner_up and sequentially and flags.tolerance is None:
+        raise ValueError(
+            "give --runner-up where radii are measured, not with --radius or --radii: those ask of one class."
+        )
     if flags.on == "here" and (flags.address or flags.actors):
         raise ValueError("give --address and --actors with --on ray.")
     check_count("actors", flags.actors, 0)

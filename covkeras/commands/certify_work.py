@@ -45,7 +45,8 @@ def work_on(smoothed, flags):
         if flags.radii is not None:
             return deciding.certify_grid_each(smoothed, images, flags.radii, max_n=flags.n, indices=indices, **budget)
         if flags.tolerance is not None:
-            return deciding.certify_to_each(smoothed, images, flags.tolerance, max_n=flags.n, indices=indices, **budget)
+            how = {**budget, "max_n": flags.n, "runner_up": flags.runner_up}
+            return deciding.certify_to_each(smoothed, images, flags.tolerance, indices=indices, **how)
         return cohen.certify_each(smoothed, images, n=flags.n, indices=indices, runner_up=flags.runner_up, **budget)
 
     return work
