@@ -13,6 +13,8 @@ os.environ["KERAS_BACKEND"] = "tensorflow"
 # Three workers, and the processes they start, share two cores: pools of threads in each would wait for one another.
 os.environ["TF_NUM_INTRAOP_THREADS"] = os.environ["TF_NUM_INTEROP_THREADS"] = "1"
 
+import forked
+
 from covkeras.runtime import startup
 
 startup.quiet_tensorflow(logical_cpus=2)
@@ -32,6 +34,19 @@ DATA_DIR = os.environ.get("COVKERAS_DATA_DIR") or (str(_BESIDE) if _BESIDE.is_di
 LONG = ("test_tuning", "test_one_method", "test_distributed", "test_runs", "test_attacking", "test_serving")
 
 
+# Modules that train many networks for a few steps: TensorFlow's graph optimizer would take a sixth of their time, more
+# than it saves there. They do without, and so do the processes they start, unless FULL asks for it (as by night); all
+# others have it, the programs, certificates, exports and servers among them.
+SHORT = {
+    f"test_{name}"
+    for name in (
+        *("any_model", "comparing", "denoising", "keras_habits", "objectives", "odd_files", "one_method"),
+        *("own_method", "prepared", "runs", "trainer", "tuning"),
+    )
+}
+FULL = os.environ.get("COVKERAS_TESTS_FULL") == "1"
+
+
 def pytest_collection_modifyitems(config, items):
     """Leaves the tests on real data out where there is none; the long ones come first."""
     items.sort(key=lambda item: item.path.stem not in LONG)
@@ -47,6 +62,15 @@ def frozen():
     minutes a single collection of millions of objects takes seconds, in the middle of somebody else's test."""
     yield
     gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def graphs(request):
+    """As users have them, or not optimized; see SHORT."""
+    plain = not FULL and request.module.__name__ in SHORT
+    forked.optimize_graphs(not plain)
+    yield
+    forked.optimize_graphs(True)
 
 
 @pytest.fixture(autouse=True)

@@ -20,6 +20,7 @@ import sys
 from functools import cache
 
 _PR_SET_CHILD_SUBREAPER = 36
+_PLAIN = "COVKERAS_TESTS_PLAIN_GRAPHS"
 _SIGNATURE = inspect.signature(subprocess.Popen._execute_child)
 
 
@@ -120,6 +121,14 @@ def _serve(way: socket.socket) -> list[str]:
         return what["arguments"]
 
 
+def optimize_graphs(wanted: bool) -> None:
+    """Whether TensorFlow optimizes graphs from here on, in this process and those that it starts."""
+    import tensorflow as tf
+
+    os.environ[_PLAIN] = "" if wanted else "1"
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": not wanted})
+
+
 def _import_what_takes_long() -> None:
     """What every program imports. Nothing of it may look for devices: TensorFlow's threads would not survive a fork."""
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
@@ -144,6 +153,8 @@ def _become(arguments: list[str]) -> dict:
 
     random.seed()
     sys.argv = arguments[:1] + (arguments[2:] if arguments[0] == "-c" else arguments[1:])
+    if os.environ.get(_PLAIN):
+        optimize_graphs(False)
     sys.path[0] = "" if arguments[0] == "-c" else os.path.dirname(os.path.abspath(arguments[0]))
     return arguments
 
