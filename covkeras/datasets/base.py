@@ -29,6 +29,7 @@ class Split:
         epochs: int | None = None,
         augmentation: str = "none",
         part: tuple[int, int] = (0, 1),
+        weights=None,
     ):
         """Makes the stream of training batches from (epoch, step) on, up to epoch `epochs`, without end for None.
 
@@ -38,6 +39,7 @@ class Split:
         Args:
             batch_size: images of a whole batch. augmentation: see `augmentation.AUGMENTATIONS`.
             part: (i, n), the i-th of n equal parts of each batch, such as a machine's; only that is read and decoded.
+            weights: (images,), >= 0, how often an epoch draws each, in proportion; None for each once. In memory only.
 
         Returns:
             tf.data.Dataset of (images (batch_size / n, height, width, channels) float32 in [0, 1], labels int64).

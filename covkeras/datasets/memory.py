@@ -45,8 +45,9 @@ class ImageData(Split):
         """Returns the same images with other labels, such as noisy ones."""
         return dataclasses.replace(self, labels=labels)
 
-    def batches(self, batch_size, seed=0, epoch=0, step=0, epochs=None, augmentation="none", part=(0, 1)):
-        """See `Split.batches`; the order is a permutation of all images drawn from (seed, epoch)."""
+    def batches(self, batch_size, seed=0, epoch=0, step=0, epochs=None, augmentation="none", part=(0, 1), weights=None):
+        """See `Split.batches`; the order is a permutation of all images drawn from (seed, epoch); with weights, of as
+        many, each as often as its weight says, to one more or less."""
         import tensorflow as tf
 
         if augmentation not in ("none", "crop", "crop_flip"):
@@ -60,7 +61,10 @@ class ImageData(Split):
 
         def indices(e):
             key = tf.stack([tf.cast(seed, tf.int64), e])
-            order = tf.argsort(tf.random.stateless_uniform([len(self)], key, dtype=tf.float64, alg="philox"))
+            uniform = tf.random.stateless_uniform([len(self)], key, dtype=tf.float64, alg="philox")
+            order = tf.argsort(uniform)
+            if weights is not None:
+                order = tf.gather(_systematic(weights, uniform[0]), order)
             keys = tf.stack([tf.fill([steps], e), tf.range(steps, dtype=tf.int64)], 1)
             return tf.data.Dataset.from_tensor_slices(
                 (tf.reshape(order[: steps * batch_size], [steps, batch_size])[:, own], keys)
@@ -74,6 +78,17 @@ class ImageData(Split):
         last = 2**31 if epochs is None else epochs
         stream = tf.data.Dataset.range(epoch, last).flat_map(indices).skip(step)
         return stream.map(gather, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(tf.data.AUTOTUNE)
+
+
+def _systematic(weights, start):
+    """As many indices as there are weights, each in proportion to its own, rounded up or down; start: uniform in
+    [0, 1)."""
+    import tensorflow as tf
+
+    total = np.cumsum(np.asarray(weights, np.float64))
+    places = (np.arange(len(total)) + start) * (total[-1] / len(total))
+    # Rounding must not lead beyond the last image that has a weight.
+    return tf.minimum(tf.searchsorted(total, places, side="right"), int(np.flatnonzero(weights)[-1]))
 
 
 def load_digits(split: str) -> ImageData:

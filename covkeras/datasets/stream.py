@@ -58,11 +58,13 @@ class ImageStream(Split):
             raise ValueError(f"train_images can't limit {self.records!r}, which is not the beginning of a split.")
         return source
 
-    def batches(self, batch_size, seed=0, epoch=0, step=0, epochs=None, augmentation="none", part=(0, 1)):
+    def batches(self, batch_size, seed=0, epoch=0, step=0, epochs=None, augmentation="none", part=(0, 1), weights=None):
         """See `Split.batches`. Files and a window of records are shuffled from (seed, epoch); to continue in the middle
         of an epoch its records are read over, without being decoded."""
         import tensorflow as tf
 
+        if weights is not None:
+            raise ValueError(f"weights need a data set held in memory, got {self.name}, which is streamed.")
         one = functools.partial(self._epoch, batch_size, self.steps_per_epoch(batch_size), seed, augmentation, part)
         if epochs is None:
             return self._endless(one, epoch, step, batch_size // part[1])

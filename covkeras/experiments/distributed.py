@@ -24,6 +24,7 @@ from covkeras.experiments.jobs import Environment
 from covkeras.experiments.recipe import PRECISIONS
 from covkeras.experiments.recipes import Recipe
 from covkeras.experiments.runs import RunFolder
+from covkeras.experiments.weighing import weighed
 from covkeras.runtime import devices
 from covkeras.runtime.interrupts import Interrupted
 from covkeras.training.checkpoints import CheckpointFolder, Checkpointing
@@ -88,6 +89,11 @@ def train_across_workers(
     """
     index, _ = cluster()
     check_batch(recipe, strategy.num_replicas_in_sync)
+    if weighed(recipe):
+        raise ValueError(
+            f"method {recipe.method} weighs its training images, which one machine alone does: train it without "
+            "TF_CONFIG, on the devices of one."
+        )
     if folder.classifier_file.exists():
         return keras.models.load_model(folder.classifier_file, compile=False)
     if index > 0:

@@ -11,6 +11,7 @@ from covkeras.experiments.jobs import Environment, progress_bar
 from covkeras.experiments.precision import warn_if_slow
 from covkeras.experiments.recipes import Recipe
 from covkeras.experiments.runs import RunFolder
+from covkeras.experiments.weighing import Weighing, weighed
 from covkeras.runtime import devices
 from covkeras.runtime.files import write_aside
 from covkeras.runtime.interrupts import Interrupted
@@ -85,9 +86,11 @@ def load_training(recipe: Recipe, environment: Environment):
     check_parts(recipe)
     split = datasets.JOINED if recipe.train_on_validation else "train"
     data = environment.load(recipe, split).limited(recipe.train_images)
+    needing = (("label_noise", recipe.label_noise), (f"{recipe.method}'s weighing of images", weighed(recipe)))
+    for what, needed in needing:
+        if needed and not hasattr(data, "with_labels"):
+            raise ValueError(f"{what} needs a data set held in memory, got {recipe.data!r}, which is streamed.")
     if recipe.label_noise:
-        if not hasattr(data, "with_labels"):
-            raise ValueError(f"label_noise needs a data set held in memory, got {recipe.data!r}, which is streamed.")
         data = data.with_labels(pair_flip(data.labels, len(data.class_names), recipe.label_noise, recipe.seed))
     return data
 
@@ -180,10 +183,11 @@ def _train(recipe: Recipe, folder: RunFolder, environment: Environment, title: s
         saver=saver,
     )
     held_out = tf.data.Dataset.from_tensor_slices((validation.floats(), validation.labels)).batch(recipe.batch_size)
+    weighing = Weighing(recipe, trainer, data, folder)
     try:
         while epoch < recipe.epochs:
             # An epoch interrupted in its middle is finished by a `fit` of its own.
-            last = epoch + 1 if step else recipe.epochs
+            last = epoch + 1 if step else weighing.until(epoch)
             trainer.fit(
                 data.batches(
                     recipe.batch_size,
@@ -192,6 +196,7 @@ def _train(recipe: Recipe, folder: RunFolder, environment: Environment, title: s
                     step=step,
                     epochs=recipe.epochs,
                     augmentation=recipe.augmentation,
+                    weights=weighing.weights(epoch),
                 ),
                 initial_epoch=epoch,
                 epochs=last,

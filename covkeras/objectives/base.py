@@ -108,6 +108,18 @@ class Objective:
         given = list(inspect.signature(cls.__init__).parameters.values())[1:]
         return {p.name: _argument(p) for p in given if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
 
+    def copies_to_count(self, epoch: int) -> int:
+        """Returns how many noisy copies of each training image are to be classified before an epoch (from 0), for
+        `image_weights`; 0 for none. The programs ask; who calls `fit` gives sample weights."""
+        return 0
+
+    def image_weights(self, epoch: int, shares, before):
+        """Returns how often each training image is drawn from an epoch on, in proportion, (images,).
+
+        shares: (images,), of the copies that the classifier gives the label. before: (images,), the last weights.
+        """
+        return before
+
     @classmethod
     def published(cls, data: str, sigma: float, epochs: int, switch_epoch: int) -> dict:
         """Returns the hyper-parameters that the method's authors print for the nearest setting; what every program
