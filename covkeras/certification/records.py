@@ -48,7 +48,7 @@ def settings_of(smoothed, **settings) -> dict:
         "classifier": classifier_digest(smoothed.classifier),
         "sigma": smoothed.sigma,
         "noise": smoothed.noise.name,
-        "stream": "philox 4x32-10",
+        "stream": smoothed.noise.stream,
         "shared_noise": smoothed.shared_noise,
         "batch_size": smoothed.batch_size,
         "precision": " and ".join(sorted({layer.compute_dtype for layer in layers})) or "float32",
