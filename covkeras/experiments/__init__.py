@@ -2,8 +2,7 @@
 
     recipe, recipes     every hyperparameter of a run; the named ones
     runs, jobs          a run's folder; the certification job; environment, what jobs need besides a recipe
-    fitting             the training job; `building` its parts, `distributed` on machines, `precision` by the device,
-                        `weighing` of images that are drawn more or less often
+    fitting             the training job; `building` its parts, `weighing` its images, `distributed`, `precision`
     scattered           certification on a Ray cluster
     comparing           methods against each other
     tuning              keras-tuner over any fields of a recipe; `tuning_space` what varies
