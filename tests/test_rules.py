@@ -71,6 +71,8 @@ SPATIAL = {
     "conv strided": (lambda: layers.Conv2D(4, 2, strides=2), (4, 4), 2, (1, 1, slice(None))),
     "conv dilated": (lambda: layers.Conv2D(2, 2, dilation_rate=2), (3, 3), 3, ONE_PIXEL),
     "conv grouped": (lambda: layers.Conv2D(6, 2, groups=2), (2, 2), 4, ONE_PIXEL),
+    "conv in as many groups as channels": (lambda: layers.Conv2D(6, 2, groups=3), (2, 2), 3, ONE_PIXEL),
+    "conv in groups, strided": (lambda: layers.Conv2D(4, 2, groups=4, strides=2), (4, 4), 4, (1, 1, slice(None))),
     "conv without bias": (lambda: layers.Conv2D(2, (1, 3), use_bias=False), (1, 3), 2, ONE_PIXEL),
     "depthwise": (lambda: layers.DepthwiseConv2D(2, depth_multiplier=2), (2, 2), 3, ONE_PIXEL),
     "depthwise strided": (lambda: layers.DepthwiseConv2D(2, strides=2), (4, 4), 2, (1, 1, slice(None))),
@@ -245,3 +247,15 @@ def test_a_users_rule_is_found():
         return Gaussian(-gaussian.mean, gaussian.cov)
 
     assert propagate(Negate(), Gaussian(np.ones((1, 2), "float32"), np.eye(2))).mean[0, 0] == -1
+
+
+@pytest.mark.parametrize("groups", [64, 32])
+def test_a_convolutions_groups_are_no_pieces_of_a_graph(groups):
+    """As many channels as groups (ConvNeXt), and two each (ResNeXt): a handful of operations."""
+    import tensorflow as tf
+
+    layer = layers.Conv2D(64, 3, groups=groups)
+    layer.build((None, 5, 5, 64))
+    specs = tf.TensorSpec((1, 5, 5, 64)), tf.TensorSpec((1, 64, 64))
+    graph = tf.function(lambda m, c: propagate(layer, Gaussian(m, c)).cov).get_concrete_function(*specs).graph
+    assert len(graph.get_operations()) < 100

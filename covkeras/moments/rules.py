@@ -87,11 +87,13 @@ def convolution(layer, gaussian, context):
     check_channels_last(layer)
     check_one_block(layer, gaussian)
     kernel = layer.kernel
-    size = math.prod(layer.kernel_size)
-    matrices = ops.reshape(kernel, (size, kernel.shape[-2], kernel.shape[-1]))
-    if layer.groups > 1:
-        matrices = _ungrouped(matrices, layer.groups)
-    cov = (1.0 + context.r_max) * quadratic_form(matrices, gaussian.cov)
+    if layer.groups > 1 and kernel.shape[-2] == 1:
+        cov = _depthwise_cov(layer, kernel, gaussian, context, kernel.shape[-1] // layer.groups)
+    else:
+        matrices = ops.reshape(kernel, (math.prod(layer.kernel_size), kernel.shape[-2], kernel.shape[-1]))
+        if layer.groups > 1:
+            matrices = _ungrouped(matrices, layer.groups)
+        cov = (1.0 + context.r_max) * quadratic_form(matrices, gaussian.cov)
     mean, padding = gaussian.mean, layer.padding
     if padding == "causal":
         before = layer.dilation_rate[0] * (layer.kernel_size[0] - 1)
@@ -109,11 +111,11 @@ def convolution(layer, gaussian, context):
 
 def _ungrouped(kernel, groups: int):
     """(k, in / groups, out) of a grouped convolution -> (k, in, out), zero between groups."""
-    size, _, outputs = kernel.shape
-    parts = ops.split(kernel, groups, axis=-1)
-    zero = ops.zeros_like(parts[0])
-    rows = [ops.concatenate([p if i == j else zero for j in range(groups)], axis=1) for i, p in enumerate(parts)]
-    return ops.reshape(ops.concatenate(rows, axis=-1), (size, -1, outputs))
+    size, inputs, outputs = kernel.shape
+    # By a product, not from pieces: of those there are as many as groups, squared.
+    own = ops.reshape(ops.eye(groups, dtype=kernel.dtype), (1, groups, 1, groups, 1))
+    parts = ops.reshape(kernel, (size, 1, inputs, groups, outputs // groups))
+    return ops.reshape(own * parts, (size, groups * inputs, outputs))
 
 
 @propagate.register(keras.layers.DepthwiseConv2D, keras.layers.DepthwiseConv1D)
@@ -125,7 +127,7 @@ def depthwise_convolution(layer, gaussian, context):
     check_channels_last(layer)
     check_one_block(layer, gaussian)
     kernel = layer.kernel
-    cov = _depthwise_cov(layer, kernel, gaussian, context)
+    cov = _depthwise_cov(layer, kernel, gaussian, context, layer.depth_multiplier)
     mean = ops.depthwise_conv(
         ops.cast(gaussian.mean, layer.compute_dtype),
         ops.cast(kernel, layer.compute_dtype),
@@ -137,10 +139,9 @@ def depthwise_convolution(layer, gaussian, context):
     return _activated(layer, Gaussian(_biased(layer, mean), cov), context)
 
 
-def _depthwise_cov(layer, kernel, gaussian, context):
-    """(1 + r_max) S_cd sum_k w_kc w_kd."""
+def _depthwise_cov(layer, kernel, gaussian, context, multiplier: int):
+    """(1 + r_max) S_cd sum_k w_kc w_kd; multiplier: outputs of each input channel."""
     flat = ops.cast(ops.reshape(kernel, (math.prod(layer.kernel_size), -1)), "float32")
-    multiplier = layer.depth_multiplier
     repeated = ops.repeat(ops.repeat(gaussian.cov, multiplier, axis=0), multiplier, axis=1)
     return (1.0 + context.r_max) * ops.matmul(ops.transpose(flat), flat) * repeated
 
@@ -154,7 +155,7 @@ def separable_convolution(layer, gaussian, context):
     check_channels_last(layer)
     check_one_block(layer, gaussian)
     kernel = layer.pointwise_kernel
-    cov = _depthwise_cov(layer, layer.depthwise_kernel, gaussian, context)
+    cov = _depthwise_cov(layer, layer.depthwise_kernel, gaussian, context, layer.depth_multiplier)
     cov = quadratic_form(ops.reshape(kernel, (1, *kernel.shape[-2:])), cov)
     # What the layer is, its bias and activation left to ours.
     mean = ops.separable_conv(
