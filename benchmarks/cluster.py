@@ -68,8 +68,8 @@ def samples_of(path: str, sigma: float) -> np.ndarray:
     return samples
 
 
-def rows_of(kind: str, seconds, flags) -> list[dict]:
-    """seconds: (some,), an image's on one GPU, of which all images' are drawn."""
+def rows_of(kind: str, samples, seconds, flags) -> list[dict]:
+    """samples, seconds: (some,), an image's on one GPU, of which all images' are drawn."""
     rows, hour = [], 3600.0
     for gpus in GPUS:
         for block in (*BLOCKS, -(-IMAGES // gpus)):
@@ -84,6 +84,7 @@ def rows_of(kind: str, seconds, flags) -> list[dict]:
             rows.append(
                 {
                     "certificates": kind,
+                    "samples an image": float(np.mean(samples)),
                     "GPUs": gpus,
                     "images a block": "a share each" if block == -(-IMAGES // gpus) else str(block),
                     "hours": float(np.median(hours)),
@@ -114,14 +115,14 @@ def main() -> None:
     drawn, rng = samples_of(flags.log, flags.sigma), np.random.default_rng(0)
     print(f"{rate:.0f} votes a second and GPU; {drawn.mean():.0f} samples an image for {len(RADII)} radii", end="; ")
     print(f"one image's time varies by {spread.std():.1%}")
-    rows = rows_of("n = 100,000", spread * LOG_N / rate, flags)
-    rows += rows_of("certify_grid", drawn * rng.choice(spread, len(drawn)) / rate, flags)
+    rows = rows_of("n = 100,000", LOG_N, spread * LOG_N / rate, flags)
+    rows += rows_of("certify_grid", drawn, drawn * rng.choice(spread, len(drawn)) / rate, flags)
     heads = list(rows[0])
     print(plain([heads, *([f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()] for row in rows)]))
     if flags.record:
         given = {name: getattr(flags, name) for name in ("slow", "factor", "lifetime", "back", "runs")}
-        known = {"votes a second": rate, "samples an image": float(drawn.mean()), **given}
-        record = {"command": "python benchmarks/cluster.py LOG --record", "machine": "simulated", **known, "rows": rows}
+        rows = [{**row, "votes a second": rate} for row in rows]
+        record = {"command": "python benchmarks/cluster.py LOG --record", "machine": "simulated", **given, "rows": rows}
         OUT.write_text(json.dumps(record, indent=1) + "\n")
 
 
