@@ -9,7 +9,8 @@ decides simulated votes of these p: `certify_at` as it was (64 samples choose th
 class of the image itself, blocks of 16, another class where that fails; one image in --strange has another class
 without noise), one radius, and all radii at once (`certify_grid`). Printed for certified images and for those refused
 at level alpha: samples over that limit, in the mean over the images and the median. Most images below a radius are
-given up before, when their chance to be certified by max_n is small. Figures: docs/results/certification.md.
+given up before, when their chance to be certified by max_n is small: "without" are both, and "refused beyond 1.25" is
+what refusing at 1.25 times the limit would save of all samples. Figures: docs/results/certification.md.
 """
 
 import argparse
@@ -101,6 +102,13 @@ def rows_of(name: str, p, sigma: float, radii, strange: int) -> list[dict]:
                 if kind != "given up" and these.any():
                     row[f"{kind} over"] = float((samples / least)[these].mean())
                     row[f"{kind} median"] = float(np.median((samples / least)[these]))
+            # What is refused or given up claims nothing: how soon it ends is all that matters, not at which level.
+            without = verdicts != Decision.ABOVE
+            if without.any():
+                row["without over"] = float((samples / least)[without].mean())
+                row["without median"] = float(np.median((samples / least)[without]))
+            spent = samples[verdicts == Decision.NOT_ABOVE] - 1.25 * least[verdicts == Decision.NOT_ABOVE]
+            row["refused beyond 1.25"] = float(np.maximum(spent, 0).sum() / samples.sum())
             rows.append(row)
     rule = stopping.RadiiTest(p0s, ALPHA, MAX_N, 0.01, twice=True)
     verdicts, samples = run(p, rule, 0, 16, strange)
