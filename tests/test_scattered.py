@@ -3,6 +3,7 @@
 By night, with Ray itself; by day its actors are objects here, and are lost when the test says so.
 """
 
+import contextlib
 import importlib.util
 import os
 import re
@@ -138,10 +139,11 @@ class Lost(Exception):
 
 class Pretended(types.ModuleType):
     """What `scattered` asks of Ray, in this process: the `deaths`-th calls are lost with their actor, which comes back,
-    but those of `gone`."""
+    but those of `gone`. Those of `never` don't start: the cluster has no room."""
 
-    def __init__(self, deaths=(), gone=()):
+    def __init__(self, deaths=(), gone=(), never=()):
         super().__init__("ray")
+        self.never, self.pending, self.asked_again = set(never), [], 0
         self.exceptions = types.SimpleNamespace(RayActorError=Lost, NodeDiedError=Lost)
         self.deaths, self.gone, self.calls, self.made, self.stopped = set(deaths), set(gone), 0, [], False
 
@@ -166,17 +168,31 @@ class Pretended(types.ModuleType):
             self.calls += 1
             return (lambda: self.fail()) if self.calls in self.deaths else (lambda: inner.certify(images, indices))
 
-        ping = (lambda: self.fail()) if number in self.gone else (lambda: 1)
-        asked = types.SimpleNamespace(options=lambda **kwargs: types.SimpleNamespace(remote=lambda: ping))
+        answers = iter([lambda: 1])
+
+        def ping():
+            # Once it is up; after its loss, if it comes back.
+            first = next(answers, None)
+            answer = first or ((lambda: self.fail()) if number in self.gone else (lambda: 1))
+            self.pending += [answer] if number in self.never else []
+            return answer
+
+        asked = types.SimpleNamespace(options=lambda **kwargs: types.SimpleNamespace(remote=ping))
         self.made.append(types.SimpleNamespace(certify=types.SimpleNamespace(remote=certify), process=asked))
         return self.made[-1]
 
     def fail(self):
         raise Lost("gone")
 
-    def wait(self, futures, num_returns):
+    def wait(self, futures, num_returns, timeout):
         # The last asked is done first: blocks come back in any order.
-        return [futures[-1]], futures[:-1]
+        ready = [future for future in futures if future not in self.pending][-1:]
+        if not ready:
+            self.asked_again += 1
+            assert self.asked_again < 3, "it waits for ever"
+            # Then there is room.
+            self.pending = [] if self.asked_again == 2 else self.pending
+        return ready, [future for future in futures if future not in ready]
 
     def get(self, future):
         return future()
@@ -209,6 +225,17 @@ def test_every_image_is_yielded_once_whoever_is_lost(deaths, gone, monkeypatch):
     assert sorted(found) == list(range(23)) and ray.stopped and not ray.made
     assert all(found[k].radius[0] == (100 + k) / 10 for k in found)
     assert ray.asked[1]["_node_ip_address"] == "127.0.0.1"
+
+
+def test_an_actor_that_never_starts_is_given_nothing(monkeypatch):
+    """A lost node that the cluster still counts: the other actor does all; without one, it says so and waits."""
+    for never in ((0,), (1,), (0, 1)):
+        monkeypatch.setitem(sys.modules, "ray", Pretended(never=never))
+        images, warns = np.zeros((9, 8, 8, 1), np.float32), contextlib.nullcontext()
+        if len(never) == 2:
+            warns = pytest.warns(UserWarning, match="no actor has started in 60 s: the cluster has no room")
+        with scattered.Scattered(scattered.Cluster(actors=2, images=4), lambda: squares, squares) as work, warns:
+            assert sorted(dict(work(images, np.arange(9)))) == list(range(9))
 
 
 def test_without_an_actor_left_it_says_so(monkeypatch):

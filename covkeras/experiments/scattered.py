@@ -7,12 +7,15 @@ room; the driver alone writes, each image once.
 
 import dataclasses
 import os
+import warnings
 from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from covkeras.certification.certificates import Certificates
 
+# Seconds without any actor after which it says so.
+PATIENCE = 60
 # What a hint costs where Ray is missing.
 NEEDED = "--on ray needs Ray: pip install 'covkeras[ray]'."
 
@@ -106,13 +109,23 @@ class Scattered:
     def _scattered(self, images, indices) -> Iterator[tuple[int, Certificates]]:
         size, lost = self.cluster.images, (self.ray.exceptions.RayActorError, self.ray.exceptions.NodeDiedError)
         waiting = list(range(0, len(images), size))[::-1]
-        idle, running, returning = list(self.actors), {}, {}
+        # An actor gets a block once it answers: one for which the cluster has no room, since a node is lost and not yet
+        # missed, would keep it for ever.
+        idle, running, returning, told = [], {}, {_answer(actor): actor for actor in self.actors}, False
         while waiting or running:
             while waiting and idle:
                 first, actor = waiting.pop(), idle.pop()
                 part = slice(first, first + size)
                 running[actor.certify.remote(images[part], indices[part])] = (first, actor)
-            (done,), _ = self.ray.wait([*running, *returning], num_returns=1)
+            ready, _ = self.ray.wait([*running, *returning], num_returns=1, timeout=PATIENCE)
+            if not ready:
+                if not running and not told:
+                    warnings.warn(
+                        f"no actor has started in {PATIENCE} s: the cluster has no room for one.", stacklevel=2
+                    )
+                    told = True
+                continue
+            (done,) = ready
             try:
                 result = self.ray.get(done)
             except lost as error:
@@ -135,6 +148,11 @@ class Scattered:
         else:
             first, actor = running.pop(done)
             waiting.append(first)
-            returning[actor.process.options(max_task_retries=-1).remote()] = actor
+            returning[_answer(actor)] = actor
         if not running and not returning:
             raise RuntimeError(f"no actor of the cluster is left ({error}). The same command goes on.") from None
+
+
+def _answer(actor):
+    """Ray's promise of the actor's answer, wherever and whenever it is started."""
+    return actor.process.options(max_task_retries=-1).remote()
