@@ -130,6 +130,9 @@ def test_a_lost_node_loses_nothing_and_a_running_cluster_is_joined(classifier, t
         for node in (second, head):
             if node and node.poll() is None:
                 os.killpg(node.pid, signal.SIGKILL)
+            if node:
+                node.wait()
+        log.close()
     assert claims(out) == alone(classifier, tmp_path / "alone.tsv", *flags)
 
 
