@@ -13,7 +13,7 @@ the classes and averaged over the images. lenet_5x5 on MNIST, 24 epochs of `mnis
     sigma 1, Consistency, antithetic        .0349   .0240   .41
 """
 
-import argparse
+from flags import parser_of
 
 from covkeras.runtime import startup
 
@@ -42,12 +42,8 @@ def odd_and_even(classifier, images, sigma: float, pairs: int) -> tuple[float, f
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__, images=300)
     parser.add_argument("classifiers", nargs="+", help=".keras files")
-    parser.add_argument("--data", default="digits", help="data set (default: digits)")
-    parser.add_argument("--data-dir", help="folder of prepared TFDS data sets")
-    parser.add_argument("--sigma", type=float, default=0.5)
-    parser.add_argument("--images", type=int, default=300)
     parser.add_argument("--pairs", type=int, default=64)
     flags = parser.parse_args()
     images = datasets.load(flags.data, "test", flags.data_dir).head(flags.images).floats()

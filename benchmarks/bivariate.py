@@ -8,9 +8,10 @@ certified radius (n = 2,000) of so many test images, median ratio to it, and the
 of 4,000 noisy copies, for both; --record NAME adds them to docs/results/data/bivariate.json.
 """
 
-import argparse
 import json
 from pathlib import Path
+
+from flags import parser_of
 
 from covkeras.runtime import startup
 
@@ -28,13 +29,8 @@ OUT = Path(__file__).parent.parent / "docs" / "results" / "data" / "bivariate.js
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("classifier", help="a .keras file, of ReLUs")
-    parser.add_argument("--data", default="digits", help="data set (default digits)")
-    parser.add_argument("--data-dir", help="the folder of prepared TFDS data sets")
-    parser.add_argument("--sigma", type=float, default=0.25, help="noise level (default 0.25)")
+    parser = parser_of(__doc__, classifier="a .keras file, of ReLUs", sigma=0.25, images=200)
     parser.add_argument("--r-max", type=float, nargs="+", default=[0.0, 0.1], help="default 0 and 0.1")
-    parser.add_argument("--images", type=int, default=200, help="test images (default 200)")
     parser.add_argument("--record", metavar="NAME", help="the network's name in the committed figures")
     flags = parser.parse_args()
     classifier = keras.models.load_model(flags.classifier, compile=False)

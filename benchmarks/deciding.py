@@ -9,8 +9,9 @@ certify_at decides all the images of a round, with the classifier in float32 and
 over the rounds, of the loop's time for an image over certify_at's.
 """
 
-import argparse
 import time
+
+from flags import parser_of
 
 from covkeras.runtime import startup
 
@@ -54,15 +55,10 @@ def timed(run) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("classifier", help="a .keras file")
-    parser.add_argument("--data", default="digits", help="data set (default: digits)")
-    parser.add_argument("--data-dir", help="folder of prepared TFDS data sets")
-    parser.add_argument("--sigma", type=float, default=0.5)
+    parser = parser_of(__doc__, classifier="a .keras file", images=500)
     parser.add_argument("--radius", type=float, default=0.5)
     parser.add_argument("--n", type=int, default=100_000, help="of the fixed-n loop (default 100,000)")
     parser.add_argument("--share", type=float, default=0.1, help="of n that is timed (default 0.1)")
-    parser.add_argument("--images", type=int, default=500)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--art", action="store_true", help="time IBM ART too")
     flags = parser.parse_args()

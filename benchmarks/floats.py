@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from flags import parser_of
 
 BLOCK = 1_000
 # Name -> the environment, and what the worker does otherwise.
@@ -106,13 +107,8 @@ def run(flags, name: str, precision: str, folder: Path) -> tuple[dict, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("classifier", help="a .keras file")
-    parser.add_argument("--data", default="digits", help="data set (default: digits)")
-    parser.add_argument("--data-dir", help="folder of prepared TFDS data sets")
-    parser.add_argument("--sigma", type=float, default=0.5)
+    parser = parser_of(__doc__, classifier="a .keras file", images=20)
     parser.add_argument("--samples", type=int, default=1_000_000, help="default: 1,000,000")
-    parser.add_argument("--images", type=int, default=20, help="default: 20")
     parser.add_argument("--precisions", nargs="+", default=PRECISIONS, choices=PRECISIONS)
     parser.add_argument("--out", required=True, help="a .json file for the figures")
     parser.add_argument("--worker", choices=VARIANTS, help=argparse.SUPPRESS)

@@ -8,7 +8,7 @@ data time is hidden behind the step. Measured on two cores, MNIST:
     without augmentation 1.02 (1.00 to 1.03); with --augmentation crop 1.03 (1.01 to 1.05)
 """
 
-import argparse
+from flags import parser_of
 
 from covkeras.runtime import startup
 
@@ -24,9 +24,7 @@ from covkeras.training.trainer import CertifiedTrainer  # noqa: E402
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="digits", help="data set (default: digits)")
-    parser.add_argument("--data-dir", help="folder of prepared TFDS data sets")
+    parser = parser_of(__doc__, sigma=0)
     parser.add_argument("--augmentation", default="none", choices=("none", "crop", "crop_flip"))
     parser.add_argument("--rounds", type=int, default=15, help="timed rounds of 20 steps (default 15)")
     flags = parser.parse_args()

@@ -7,9 +7,10 @@ every other class bounded (`certify(runner_up=True)`), the gain image by image w
 gain. The votes are kept in --votes: what was counted is not counted again. Figures: docs/results/certification.md.
 """
 
-import argparse
 import json
 from pathlib import Path
+
+from flags import parser_of
 
 from covkeras.runtime import startup
 
@@ -51,13 +52,8 @@ def counted(flags) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("classifier", help="a .keras file")
-    parser.add_argument("--data", default="digits", help="data set (default: digits)")
-    parser.add_argument("--data-dir", help="folder of prepared TFDS data sets")
-    parser.add_argument("--sigma", type=float, default=0.5)
+    parser = parser_of(__doc__, classifier="a .keras file", images=500)
     parser.add_argument("--n", type=int, default=10_000)
-    parser.add_argument("--images", type=int, default=500)
     parser.add_argument("--every", type=int, default=20)
     parser.add_argument("--votes", default="counts.npz", help="file of the counts (default: counts.npz)")
     parser.add_argument("--record", metavar="NAME", help=f"add the figures to {OUT.name} under this name")

@@ -40,8 +40,9 @@ So the one-sided bets save a sixth at r = 1, giving up hopeless images a third m
 radius saves a hundredth at r = 0.5 and costs a tenth at r = 1, where it is sure of the wrong thing on hard images.
 """
 
-import argparse
 from pathlib import Path
+
+from flags import parser_of
 
 from covkeras.runtime import startup
 
@@ -199,16 +200,11 @@ def adjoint_radii(classifier, data, flags) -> np.ndarray:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("classifier", help="a .keras file")
-    parser.add_argument("--data", default="digits", help="data set (default: digits)")
-    parser.add_argument("--data-dir", help="folder of prepared TFDS data sets")
-    parser.add_argument("--sigma", type=float, default=0.5)
+    parser = parser_of(__doc__, classifier="a .keras file", images=500)
     parser.add_argument("--radii", type=float, nargs="+", default=[0.5, 1.0])
     parser.add_argument("--weights", type=float, nargs="*", default=[4.0, 16.0, 64.0], help="of the informed bets")
     parser.add_argument("--alpha", type=float, default=0.001)
     parser.add_argument("--max-n", type=int, default=100_000)
-    parser.add_argument("--images", type=int, default=500)
     parser.add_argument("--seed", type=int, default=1, help="of the noise (default 1)")
     parser.add_argument("--votes", default="votes.npz", help="file of the recorded votes (default votes.npz)")
     flags = parser.parse_args()
