@@ -180,7 +180,8 @@ def mirrored(make):
     "method", ["CrossEntropy", "GaussianAugmentation", "Consistency", "CovarianceRadius", "AdjointRadius"]
 )
 def test_two_replicas_and_an_incomplete_batch_equal_one_device(data, method):
-    """8 images a batch, and 1 (none for the second replica), 3 (two and one) or 0 in the last, one after the other."""
+    """8 images a batch, and 1 (none for the second replica), 3 (two and one) or 0 in the last, one after the other; each
+    but the first method has one of these."""
     options = {"gates": "propagated", "radius_every": 2} if method == "AdjointRadius" else {}
     objective = getattr(objectives, method)(sigma=0.25, **options)
 
@@ -189,7 +190,8 @@ def test_two_replicas_and_an_incomplete_batch_equal_one_device(data, method):
         return trainer_of(small_classifier(), objective, metrics=["sparse_categorical_accuracy"])
 
     alone, together = make(), mirrored(make)
-    for count in (17, 19, 16):
+    counts = {"CrossEntropy": (17, 19, 16), "GaussianAugmentation": (17,), "CovarianceRadius": (17,)}
+    for count in counts.get(method, (19,)):
         # Each from the same weights: differences of rounding don't add up.
         together.classifier.set_weights(alone.classifier.get_weights())
         stream = dataset(data[0][:count], data[1][:count])
