@@ -377,7 +377,7 @@ def several(tmp_path_factory):
     """A classifier behind a denoiser that is told the level, exported at three sigmas: (smoothed by sigma, signatures,
     the weights' number in the SavedModel and in the model)."""
     keras.utils.set_random_seed(0)
-    denoiser = models.unet((8, 8, 1), widths=(4, 8), conditioned=True)
+    denoiser = models.dncnn((8, 8, 1), depth=3, width=4, conditioned=True)
     denoiser.set_weights([w + 0.05 * np.random.default_rng(0).normal(size=w.shape) for w in denoiser.get_weights()])
     classifier = models.lenet((8, 8, 1))
     each = [SmoothedClassifier(models.joined(denoiser, classifier, s), s, batch_size=128) for s in (0.25, 0.12, 0.5)]
