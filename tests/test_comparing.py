@@ -106,6 +106,7 @@ def test_other_comparisons_and_bad_flags_are_refused_with_nothing_written(tmp_pa
         (["--seconds", "-1"], "seconds must be"),
         (["--seconds", "5", "--methods", "macer:epochs=2"], "sets epochs, and --seconds too"),
         (["--methods", "consistency:num_copies=1"], "num_copies must be at least 2"),
+        (["--methods", "gaussian_augmentation", "cat_rs"], "teacher must be a .keras file"),
     ):
         result = compare(*flags, "--out", out)
         assert result.returncode == 2 and message in result.stderr, result.stderr

@@ -136,6 +136,10 @@ def test_distillation_is_its_formula(given, rng, tmp_path):
     losses = [trainer.train_on_batch(images, return_dict=True)["loss"] for _ in range(200)]
     assert losses[-1] < 0.5 * losses[0]
     np.testing.assert_array_equal(trainer.objective.known.get_weights()[0], teacher.get_weights()[0])
+    for kind in (objectives.Distillation, objectives.CatRs):
+        kind(SIGMA, teacher=str(tmp_path / "teacher.keras")).ready()
+        with pytest.raises(ValueError, match="teacher must be"):
+            kind(SIGMA).ready()
     for path, message in (("", "teacher must be a .keras file"), ("nowhere.keras", "teacher must be a .keras file")):
         with pytest.raises(ValueError, match=message):
             objectives.Distillation(SIGMA, teacher=path).attach(model)

@@ -180,8 +180,8 @@ def mirrored(make):
     "method", ["CrossEntropy", "GaussianAugmentation", "Consistency", "CovarianceRadius", "AdjointRadius"]
 )
 def test_two_replicas_and_an_incomplete_batch_equal_one_device(data, method):
-    """8 images a batch, and 1 (none for the second replica), 3 (two and one) or 0 in the last, one after the other; each
-    but the first method has one of these."""
+    """8 images a batch, and 1 (none for the second replica), 3 (two and one) or 0 in the last, one after the other; all
+    but the first method have one of these."""
     options = {"gates": "propagated", "radius_every": 2} if method == "AdjointRadius" else {}
     objective = getattr(objectives, method)(sigma=0.25, **options)
 

@@ -45,7 +45,8 @@ def check_parts(recipe: Recipe) -> None:
             the method itself refuses.
         FileNotFoundError: the classifier's file.
     """
-    recipe.objective()
+    # A method from elsewhere may have no such question.
+    getattr(recipe.objective(), "ready", lambda: None)()
     if objective_kind(recipe.method).denoises:
         if recipe.denoiser == "none":
             raise ValueError(f"denoiser must be one of {', '.join(DENOISERS)} for {recipe.method}, which trains it.")

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from covkeras.experiments import fitting, jobs
+from covkeras.experiments.building import check_parts
 from covkeras.experiments.recipes import Recipe, scaled
 from covkeras.experiments.result import Result
 from covkeras.experiments.runs import RunFolder, claim_record
@@ -159,7 +160,7 @@ class Comparison:
         replicas = devices.strategy(self.environment.devices).num_replicas_in_sync
         for entry in entries:
             fitting.check_batch(entry.recipe, replicas)
-            entry.recipe.objective()
+            check_parts(entry.recipe)
             self.data.steps_per_epoch(entry.recipe.batch_size)
             if self.seconds and "epochs=" in entry.label:
                 raise ValueError(f"method {entry.label!r} sets epochs, and --seconds too. Leave one out.")

@@ -71,6 +71,9 @@ class Objective:
     def check(self) -> None:
         """Refuses values that don't go together. Raises ValueError."""
 
+    def ready(self) -> None:
+        """Refuses a training whose files are missing; the programs ask before any work. Raises ValueError."""
+
     def attach(self, classifier) -> None:
         """Binds the objective to a classifier; called once, before the first step."""
         self.classifier = with_a_graph(classifier)

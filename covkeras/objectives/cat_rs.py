@@ -3,7 +3,7 @@
 from covkeras.objectives.ascent import restored, turned, within
 from covkeras.objectives.base import Objective, Step, nearest
 from covkeras.objectives.copies import logits_of
-from covkeras.objectives.teachers import load_teacher
+from covkeras.objectives.teachers import check_teacher, load_teacher
 from covkeras.objectives.terms import Terms, cross_entropy
 from covkeras.runtime import fields
 from covkeras.runtime.later import Later
@@ -39,6 +39,10 @@ class CatRs(Objective):
     @classmethod
     def published(cls, data, sigma, epochs, switch_epoch) -> dict:
         return {"lam": nearest(_LAM, data, sigma), "eps": 1.0, "steps": 4, "num_copies": 4, "switch_epoch": 0}
+
+    def ready(self) -> None:
+        """Raises ValueError: no teacher."""
+        check_teacher(self.teacher)
 
     def attach(self, classifier) -> None:
         """Raises ValueError: no teacher, or one of other images or classes."""

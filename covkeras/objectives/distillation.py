@@ -1,7 +1,7 @@
 """Certified radius transfer (CRT, arXiv 2210.14283): a robust teacher's logits, learned at the same noisy copy."""
 
 from covkeras.objectives.base import Objective, Step
-from covkeras.objectives.teachers import load_teacher
+from covkeras.objectives.teachers import check_teacher, load_teacher
 from covkeras.objectives.terms import Terms
 from covkeras.runtime import fields
 from covkeras.runtime.later import Later
@@ -20,6 +20,10 @@ class Distillation(Objective):
     labelled = False
 
     teacher: str = fields.text("", "the robust classifier to learn from, a .keras file of the same images and classes")
+
+    def ready(self) -> None:
+        """Raises ValueError: no teacher."""
+        check_teacher(self.teacher)
 
     def attach(self, classifier) -> None:
         """Raises ValueError: no teacher, or one of other images or classes."""

@@ -7,11 +7,20 @@ from covkeras.runtime.later import Later
 keras = Later("keras")
 
 
+def check_teacher(path: str) -> str:
+    """Returns where a teacher's file is. Raises ValueError: there is none."""
+    place = os.path.expanduser(path)
+    if not os.path.isfile(place):
+        raise ValueError(
+            f"teacher must be a .keras file, a classifier trained by another method, got {path!r}. Train one, "
+            "such as by covkeras train --method gaussian_augmentation, and name its classifier.keras."
+        )
+    return place
+
+
 def load_teacher(path: str, classifier):
     """Returns the classifier of a .keras file, frozen. Raises ValueError: none, or one of other images or classes."""
-    path = os.path.expanduser(path)
-    if not os.path.isfile(path):
-        raise ValueError(f"teacher must be a .keras file, a classifier trained by another method, got {path!r}.")
+    path = check_teacher(path)
     teacher = keras.models.load_model(path, compile=False)
     teacher.trainable = False
     ours, theirs = ((tuple(m.inputs[0].shape[1:]), m.outputs[0].shape[-1]) for m in (classifier, teacher))
