@@ -78,7 +78,7 @@ def test_the_first_bits_table_is_the_distributions(sigma):
     """A value of the first 16 bits stands for a 65,536th of the distribution: where the table names a level, all of
     that lies within the level's own part; elsewhere a threshold lies in it, but for the tails, and that is rare."""
     source = LatticeNoise(sigma)
-    table, edges = source._table.astype(np.float64), np.arange(2**16 + 1) / 2**16
+    table, edges = source._table.numpy().astype(np.float64), np.arange(2**16 + 1) / 2**16
     told = table != noise._OPEN
     below, above = (scipy.stats.norm.cdf((2 * table[told] + side) / (510 * sigma)) for side in (-1, 1))
     assert (below <= edges[:-1][told] + 1e-15).all() and (above >= edges[1:][told] - 1e-15).all()
@@ -91,11 +91,12 @@ def test_the_first_bits_table_is_the_distributions(sigma):
 def test_a_pixel_whose_first_bits_do_not_tell_draws_the_rest():
     """The 60 bits put together, in Python, from the two places of the stream: each pixel's level by the thresholds."""
     source, shape = LatticeNoise(0.5), (7, 5, 3, 1)
+    table = source._table.numpy()
     for block in range(20):
         drawn, certain = source.draw(9, 4, ESTIMATION, block, shape)
         words = noise._uniform(53, noise.stream(9, 4, ESTIMATION, block), tf.uint32).numpy()
         first = words.view(np.uint16)[:105].astype(object)
-        open_ = [i for i, bits in enumerate(first) if source._table[bits] == noise._OPEN]
+        open_ = [i for i, bits in enumerate(first) if table[bits] == noise._OPEN]
         rest = noise._uniform(len(open_), noise.stream(9, 4, ESTIMATION, block, noise._LATER), tf.uint64).numpy()
         uniform = [int(bits) << 44 | 2**43 for bits in first]
         for i, word in zip(open_, rest, strict=True):

@@ -99,20 +99,23 @@ class LatticeNoise:
             raise ValueError(f"sigma must be at least 1/255 for noise on the 8-bit grid, got {sigma!r}.")
         # Beyond k + 1 the clipped sum no longer changes.
         self.reach = max(1, int(6 * self.sigma))
-        self._first, self._edges = _doubtful_intervals(lattice_thresholds(self.sigma))
-        self._table = _first_bits_table(self._first, self._edges)
+        self._first, edges = _doubtful_intervals(lattice_thresholds(self.sigma))
+        table = _first_bits_table(self._first, edges)
+        # Tensors of their own: a graph that draws in thirty places, and its export, hold them once.
+        with tf.init_scope():
+            self._edges, self._table = tf.constant(edges), tf.constant(table)
 
     def draw(self, seed, index, phase, block, shape):
         """As `GaussianNoise.draw`; the noise in 255ths, whole numbers."""
         size = tf.cast(tf.reduce_prod(shape), tf.int64)
         words = _uniform((size + 1) // 2, stream(seed, index, phase, block), tf.uint32)
         first = tf.cast(tf.reshape(tf.bitcast(words, tf.uint16), [-1])[:size], tf.int32)
-        noise = tf.gather(tf.constant(self._table), first)
+        noise = tf.gather(self._table, first)
         open_ = tf.where(noise == _OPEN)
         rest = _uniform(tf.shape(open_)[0], stream(seed, index, phase, block, _LATER), tf.uint64)
         rest = tf.bitcast(tf.bitwise.right_shift(rest, tf.constant(64 - _BITS + _FIRST_BITS, tf.uint64)), tf.int64)
         high = tf.cast(tf.gather(first, open_[:, 0]), tf.int64) * 2 ** (_BITS - _FIRST_BITS)
-        position = tf.searchsorted(tf.constant(self._edges), high + rest, side="right")
+        position = tf.searchsorted(self._edges, high + rest, side="right")
         level = tf.cast(tf.bitwise.right_shift(position, 1) + self._first, tf.float32)
         noise = tf.tensor_scatter_nd_update(noise, open_, level)
         # An odd position lies within an interval of doubt.
