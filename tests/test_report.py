@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 from conftest import grid_images, small_classifier
@@ -6,6 +8,7 @@ from covkeras import MomentNetwork, SmoothedClassifier
 from covkeras.certification import Certificates
 from covkeras.diagnostics import Fidelity, fidelity
 from covkeras.experiments import recipes
+from covkeras.experiments.result import Result
 from covkeras.reports import results as report
 from covkeras.reports.pages import png
 
@@ -60,12 +63,27 @@ def test_report_folder_is_complete_and_the_page_stands_alone(tmp_path):
     histories = {"ours": [{"epoch": "0", "classification_loss": "1.5", "accuracy": "0.5"}]}
     text = report.write_report(tmp_path, [result(), result("<b>", (0.2, 0.1, 0.0))], recipes.find("digits"), histories)
     assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "curve.png", "fidelity_0.png", "fidelity_1.png", "index.html", "results.json", "table.md",
+        "curve.png", "fidelity_0.png", "fidelity_1.png", "index.html", "p_A.png", "results.json", "table.md",
         "training.png",
     ]  # fmt: skip
     page = (tmp_path / "index.html").read_text()
-    assert page.count("data:image/png;base64") == 4 and "&lt;b&gt;" in page and "certify_alpha" in page
+    assert page.count("data:image/png;base64") == 5 and "&lt;b&gt;" in page and "certify_alpha" in page
     assert "ours" in text and "0.300" in text and "rank correlation" in text
+
+
+def test_the_shares_are_of_the_right_class_alone():
+    """Counted by hand: two right, one wrong, one abstained on; a log without p_A has no picture."""
+    from covkeras.reports import shares
+
+    each = [(1, 0.92), (1, 0.61), (0, 0.97), (-1, 0.4)]
+    known = Certificates.concatenate(Certificates.single(c, 0.1, p_lower=p, samples=1, seconds=0.0) for c, p in each)
+    one = Result("ours", np.ones(4, int), known)
+    counts = np.array(shares.shares_of([one, one]))
+    assert counts.sum() == 0.5 and counts[36] == counts[24] == 0.25 and len(counts) == 40
+    assert "p_A" in shares.section({"ours": [one]}).figures
+    lost = Result("log", np.ones(4, int), dataclasses.replace(known, p_lower=np.full(4, np.nan)))
+    assert not shares.section({"ours": [one], "log": [lost]}).figures
+    assert "p_A" in report.figures_of(one) and "p_A" not in report.figures_of(lost)
 
 
 def test_small_classifier_report_without_any_certificate(tmp_path):

@@ -8,7 +8,7 @@ import numpy as np
 from covkeras.certification.certificates import average_certified_radius, certified_accuracy
 from covkeras.experiments.comparing import Comparison, Outcome
 from covkeras.experiments.result import Result
-from covkeras.reports import statements
+from covkeras.reports import shares, statements
 from covkeras.reports.pages import STYLES, legend, new_figure
 from covkeras.reports.report import Report, Section
 from covkeras.reports.results import (
@@ -145,6 +145,7 @@ def write_comparison_report(comparison: Comparison, outcomes: Sequence[Outcome])
     sections = [
         Section("", figures={"curves": curves(outcomes), **costs}),
         Section("Certified", rows=comparison_table(outcomes), note=_NOTE),
+        shares.section({o.entry.label: o.results for o in outcomes}),
         *statements.sections(firsts, table_radii(firsts)),
         Section("Propagated against certified radius", "", fidelity, fidelity_table(firsts), FIDELITY_NOTE)
         if fidelity

@@ -10,7 +10,7 @@ import numpy as np
 from covkeras.certification.certificates import average_certified_radius, certified_accuracy
 from covkeras.experiments.recipes import Recipe
 from covkeras.experiments.result import Result, steps_to
-from covkeras.reports import statements
+from covkeras.reports import shares, statements
 from covkeras.reports.pages import STYLES, legend, markdown, new_figure, plain
 from covkeras.reports.report import Report, Section
 
@@ -119,7 +119,8 @@ def write_report(
     the terminal's tables. more: sections of the caller's, below the curve."""
     caption = caption_of(recipe) if recipe else ""
     sections = [
-        Section(figures={"curve": accuracy_plot(results, caption)}, rows=accuracy_table(results), note=CERTIFIED_NOTE)
+        Section(figures={"curve": accuracy_plot(results, caption)}, rows=accuracy_table(results), note=CERTIFIED_NOTE),
+        shares.section({r.name: [r] for r in results}),
     ]
     sections += [*statements.sections(results, table_radii(results)), *more]
     if any(r.fidelity for r in results):
@@ -153,6 +154,7 @@ def figures_of(result: Result) -> dict:
         **{f"acc at {r:g}": float(a) for r, a in zip(radii, accuracy, strict=True)},
         **statements.bounds_of(result, radii),
         "abstained": float((certificates.label == -1).mean()),
+        **({"p_A": shares.shares_of([result])} if shares.known([result]) else {}),
         "fidelity": {
             f.name: {
                 "rank correlation": _finite(f.rank_correlation),
