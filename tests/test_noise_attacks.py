@@ -126,3 +126,22 @@ def test_a_copy_without_a_gradient_keeps_its_noise(rng):
     for objective in (objectives.SphereAttack(SIGMA, num_copies=2), objectives.SteppedConsistency(SIGMA)):
         terms = objective.attached(model)(images, labels, noise, TRAINING)
         assert np.isfinite(terms.classification).all()
+
+
+@pytest.mark.parametrize("method", ["SmoothAdv", "SmoothMix", "CatRs", "SphereAttack", "SteppedConsistency"])
+def test_a_signal_is_an_image_of_one_axis_less(method, given, tmp_path):
+    """The same 16 numbers as 4 x 4 pixels and as a signal: the same losses. Norms are an image's, whatever its axes."""
+    model, _, (images, labels, noise), _ = given
+    signals = keras.Sequential([keras.Input((16, 1)), keras.layers.Flatten(), keras.layers.Dense(CLASSES)])
+    signals.set_weights(model.get_weights())
+    found = []
+    for one, shape in ((model, (4, 4, 1)), (signals, (16, 1))):
+        one.save(tmp_path / "teacher.keras")
+        options = {"teacher": str(tmp_path / "teacher.keras")} if method == "CatRs" else {}
+        options |= {"only_right": True} if method == "SteppedConsistency" else {}
+        objective = getattr(objectives, method)(SIGMA, **options).attached(one)
+        count = objective.copies
+        terms = objective(images.reshape(8, *shape), labels, noise[:count].reshape(count, 8, *shape), TRAINING)
+        found.append([np.asarray(t) for t in terms[:3] if t is not None])
+    for image, signal in zip(*found, strict=True):
+        np.testing.assert_allclose(image, signal, rtol=1e-4, atol=1e-5)

@@ -25,8 +25,8 @@ def smoothed_loss(classifier, labels, noise, sigma: float):
 def stepped(x, loss, length, instead):
     """One step of `length` along the loss's gradient, normalised image by image, in [0, 1]; no gradient comes through.
 
-    x: (batch, h, w, c). loss: of `smoothed_loss`. length: a number or tensor. instead: (batch, h, w, c), a direction
-    for images whose gradient is 0.
+    x: (batch, ...). loss: of `smoothed_loss`. length: a number or tensor. instead: (batch, ...), a direction for images
+    whose gradient is 0.
     """
     x = ops.convert_to_tensor(x)
     _, (gradient,) = gradients.gradients_of(loss, x)
@@ -35,38 +35,56 @@ def stepped(x, loss, length, instead):
 
 
 def turned(d, loss, length):
-    """The noise d (k, batch, h, w, c) after one step of `length` along the gradient of loss(d) -> (sum over the copies,
+    """The noise d (k, batch, ...) after one step of `length` along the gradient of loss(d) -> (sum over the copies,
     logits), normalised copy by copy, and the logits before it; a copy without a gradient stays. No gradient comes
     through."""
     logits, (gradient,) = gradients.gradients_of(loss, ops.convert_to_tensor(d))
-    return ops.stop_gradient(d + length * direction(gradient)), logits
+    return ops.stop_gradient(d + length * direction(gradient, 2)), logits
 
 
-def renewed(d, start):
+def renewed(d, start, leading: int = 2):
     """d, brought to the norm of `start`, copy by copy."""
-    return d * (norms(start) / ops.maximum(norms(d), 1e-30))
+    return d * (norms(start, leading) / ops.maximum(norms(d, leading), 1e-30))
 
 
 def restored(d, start):
-    """d, brought to the mean and the root mean square of `start`, copy by copy."""
-    mean, own = (ops.mean(noise, axis=(-3, -2, -1), keepdims=True) for noise in (start, d))
+    """d, brought to the mean and the root mean square of `start`, copy by copy: (k, batch, ...)."""
+    mean, own = (ops.mean(noise, axis=_own_axes(noise, 2), keepdims=True) for noise in (start, d))
     return mean + renewed(d - own, start - mean)
 
 
-def direction(gradient):
+def direction(gradient, leading: int = 1):
     """The gradient, normalised image by image; 0 where it is 0."""
-    return gradient / ops.maximum(norms(gradient), 1e-30)
+    return gradient / ops.maximum(norms(gradient, leading), 1e-30)
 
 
-def within(x, centre, radius):
+def within(x, centre, radius, leading: int = 1):
     """x, drawn back to within `radius` of the centre, image by image."""
     apart = x - centre
-    return centre + apart * ops.minimum(1.0, radius / ops.maximum(norms(apart), 1e-30))
+    return centre + apart * ops.minimum(1.0, radius / ops.maximum(norms(apart, leading), 1e-30))
 
 
-def norms(x):
-    """Euclidean norms, image by image: (..., h, w, c) -> (..., 1, 1, 1)."""
-    return ops.sqrt(ops.sum(ops.square(x), axis=(-3, -2, -1), keepdims=True))
+def norms(x, leading: int = 1):
+    """Euclidean norms, image by image: (batch, ...) -> (batch, 1, ...); leading: 2 where copies stand before it."""
+    return ops.sqrt(ops.sum(ops.square(x), axis=_own_axes(x, leading), keepdims=True))
+
+
+def one_each(values, like):
+    """Values of images, or of copies, with the axes of `like` behind them: (batch,) -> (batch, 1, ...)."""
+    for _ in range(len(like.shape) - len(values.shape)):
+        values = values[..., None]
+    return values
+
+
+def uniforms(noise):
+    """One uniform number an image from a copy's noise, (batch, ...) -> (batch,): Phi of its first normal one."""
+    first = ops.reshape(noise, (ops.shape(noise)[0], -1))[:, 0]
+    return 0.5 * (1.0 + ops.erf(first / 2**0.5))
+
+
+def _own_axes(x, leading: int) -> tuple[int, ...]:
+    # Images may be signals, too: of any number of axes.
+    return tuple(range(leading, len(x.shape)))
 
 
 def warmed(context, epochs: int):

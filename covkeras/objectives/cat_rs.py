@@ -1,6 +1,6 @@
 """CAT-RS (Jeong, Kim, Shin, AAAI 2023): training that looks at how sure an image's smoothed prediction is."""
 
-from covkeras.objectives.ascent import restored, turned, within
+from covkeras.objectives.ascent import restored, turned, uniforms, within
 from covkeras.objectives.base import Objective, Step, nearest
 from covkeras.objectives.copies import logits_of
 from covkeras.objectives.teachers import check_teacher, load_teacher
@@ -55,9 +55,8 @@ class CatRs(Objective):
         logits = logits_of(self.classifier, images, noise=d, sigma=1.0, training=context.training)
         losses = ops.stack([cross_entropy(labels, logits[i]) for i in range(count)])
         right = ops.cast(ops.argmax(logits, -1), "int32") == ops.cast(labels, "int32")
-        # Phi of one normal number is uniform.
-        uniform = 0.5 * (1.0 + ops.erf(noise[-1][:, 0, 0, 0] / 2**0.5))
-        kept = ops.maximum(binomial(count, ops.mean(ops.cast(right, "float32"), 0), uniform), 1.0)
+        share = ops.mean(ops.cast(right, "float32"), 0)
+        kept = ops.maximum(binomial(count, share, uniforms(noise[-1])), 1.0)
         among = ops.cast(ops.reshape(ops.arange(count), (-1, 1)), "float32") < kept
         low = ops.sum(ops.where(among, ops.sort(losses, axis=0), 0.0), 0) / count
         known = logits_of(self.known, images, noise=d, sigma=1.0, training=False)
@@ -77,7 +76,7 @@ class CatRs(Objective):
         d = start
         for _ in range(self.steps):
             moved, _ = turned(d, loss, 2.0 * self.eps / self.steps)
-            d = restored(within(moved, start, self.eps), start)
+            d = restored(within(moved, start, self.eps, 2), start)
         return ops.stop_gradient(d)
 
 

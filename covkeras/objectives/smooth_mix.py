@@ -1,6 +1,6 @@
 """SmoothMix (Jeong et al., NeurIPS 2021): images mixed with their own adversarial examples."""
 
-from covkeras.objectives.ascent import smoothed_loss, stepped, warmed, within
+from covkeras.objectives.ascent import one_each, smoothed_loss, stepped, uniforms, warmed, within
 from covkeras.objectives.base import Objective, Step, nearest
 from covkeras.objectives.copies import logits_of
 from covkeras.objectives.terms import Terms, cross_entropy
@@ -51,9 +51,9 @@ class SmoothMix(Objective):
         logits = logits_of(self.classifier, base, noise=copies, sigma=self.sigma, training=context.training)
         losses = [cross_entropy(labels, logits[i]) for i in range(self.num_copies)]
         mean = ops.stop_gradient(ops.mean(ops.softmax(logits), 0))
-        # Phi of one normal number is uniform.
-        u = 0.25 * (1.0 + ops.erf(noise[-1][:, :1, :1, :1] / 2**0.5))
-        mixed, flat = (1.0 - u) * base + u * far, ops.reshape(u, (-1, 1))
+        flat = 0.5 * uniforms(noise[-1])[:, None]
+        u = one_each(flat[:, 0], noise[-1])
+        mixed = (1.0 - u) * base + u * far
         target = (1.0 - flat) * mean + flat / mean.shape[-1]
         seen = logits_of(self.classifier, mixed, noise=copies, sigma=self.sigma, training=context.training)
         # KL(y_mix || F): y_mix is above 0 in every class.

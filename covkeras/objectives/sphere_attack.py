@@ -3,7 +3,7 @@ drawn more often."""
 
 import numpy as np
 
-from covkeras.objectives.ascent import renewed, turned
+from covkeras.objectives.ascent import one_each, renewed, turned
 from covkeras.objectives.base import Objective, Step, nearest
 from covkeras.objectives.copies import logits_of
 from covkeras.objectives.terms import Terms, cross_entropy
@@ -89,5 +89,5 @@ class SphereAttack(Objective):
         for _ in range(self.steps):
             moved, logits = turned(d, loss, self.length)
             right = ops.cast(ops.argmax(logits, -1), "int32") == ops.cast(labels, "int32")
-            d = ops.where(right[..., None, None, None], renewed(moved, start), d)
+            d = ops.where(one_each(right, d), renewed(moved, start), d)
         return ops.stop_gradient(d)

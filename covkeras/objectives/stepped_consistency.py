@@ -1,6 +1,6 @@
 """Consistency between a noisy copy and one moved along the first one's gradient (ours): two passes."""
 
-from covkeras.objectives.ascent import direction, renewed
+from covkeras.objectives.ascent import direction, one_each, renewed
 from covkeras.objectives.base import Objective, Step, nearest
 from covkeras.objectives.consistency import PUBLISHED_LAM, consistency_terms
 from covkeras.objectives.terms import Terms, cross_entropy
@@ -42,10 +42,10 @@ class SteppedConsistency(Objective):
         first, second = self.sigma * noise[0], self.sigma * noise[0 if self.one_noise else 1]
         if context.training:
             logits, (gradient,) = gradients.gradients_of(loss, ops.convert_to_tensor(images + first))
-            moved = renewed(second + self.eps * direction(gradient), second)
+            moved = renewed(second + self.eps * direction(gradient), second, 1)
             if self.only_right:
                 right = ops.cast(ops.argmax(logits, -1), "int32") == ops.cast(labels, "int32")
-                moved = ops.where(ops.reshape(right, (-1, 1, 1, 1)), moved, second)
+                moved = ops.where(one_each(right, moved), moved, second)
             second = ops.stop_gradient(moved)
         else:
             _, logits = loss(images + first)
