@@ -45,6 +45,17 @@ def certify(signatures, images, **values):
     return {k: v.numpy() for k, v in signatures["certify"](images=tf.constant(images), **numbers).items()}
 
 
+def test_nothing_in_an_export_needs_a_compiler(exported):
+    """Python's own loop has its look-up compiled; a server may be built without XLA."""
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    saved = saved_model_pb2.SavedModel.FromString((exported[1] / "saved_model.pb").read_bytes())
+    functions = [f for graph in saved.meta_graphs for f in graph.graph_def.library.function]
+    assert functions and not any(f.attr["_XlaMustCompile"].b for f in functions if "_XlaMustCompile" in f.attr)
+    # The noise's table is in it once, not at each of the draws.
+    assert (exported[1] / "saved_model.pb").stat().st_size < 4e6
+
+
 def test_certify_is_the_smoothed_classifiers_bit_for_bit(exported, rng):
     smoothed, _, signatures = exported
     images, seeds = grid_images(rng, 6, 8), np.array([3, 1, 4, 1, 5, 9])

@@ -104,6 +104,8 @@ def test_a_pixel_whose_first_bits_do_not_tell_draws_the_rest():
         level = np.searchsorted(lattice_thresholds(0.5), np.array(uniform), side="right") - 255 * (source.reach + 1)
         np.testing.assert_array_equal(np.asarray(drawn).ravel(), level)
         assert np.asarray(certain).all()
+        # Compiled it is the same.
+        np.testing.assert_array_equal(source.draw(9, 4, ESTIMATION, block, shape, compiled=True)[0], drawn)
 
 
 def test_copies_are_on_the_grid_and_clipped(rng):

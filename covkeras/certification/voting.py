@@ -52,7 +52,7 @@ class Ballot:
             specs = [tf.TensorSpec((None, *self.image_shape), tf.float32), tf.TensorSpec((None,), tf.int64)]
             # Traced by hand: TensorFlow would warn of many classifiers' loops as of one that is traced over and over.
             self._compiled["count"] = tf.function(
-                lambda *a: self._summed(lambda *r: self.loop(*a, *r)), autograph=False
+                lambda *a: self._summed(lambda *r: self.loop(*a, *r, compiled=True)), autograph=False
             ).get_concrete_function(*specs, *[long] * 3)
         numbers = (tf.constant(int(v), tf.int64) for v in (phase, n, seed))
         return self._compiled["count"](tf.constant(images), tf.constant(indices, tf.int64), *numbers).numpy()
@@ -74,14 +74,15 @@ class Ballot:
         classes = np.concatenate([np.zeros(0, np.int64), *found])
         return np.where(classes == self.num_classes, 0, classes)
 
-    def loop(self, images, indices, phase, n, seed, replica=0, replicas=1):
-        """`count` in the graph, its arguments int64 tensors; one replica's part: every so manieth block."""
+    def loop(self, images, indices, phase, n, seed, replica=0, replicas=1, compiled: bool = False):
+        """`count` in the graph, its arguments int64 tensors; one replica's part: every so manieth block. compiled: of
+        `draw`."""
         batch = tf.minimum(n, self.batch_size)
         blocks, positions = (n + batch - 1) // batch, tf.range(batch, dtype=tf.int64)
         shape = tf.concat([[batch], tf.constant(self.image_shape, tf.int64)], 0)
 
         def draw(index, block):
-            noise, counts = self.noise.draw(seed, index, phase=phase, block=block, shape=shape)
+            noise, counts = self.noise.draw(seed, index, phase=phase, block=block, shape=shape, compiled=compiled)
             return noise, counts & (positions < n - block * batch)
 
         def step(block, counts):
