@@ -5,7 +5,8 @@
 A certificate speaks of the deterministic classifier that ran. Each row is a process of its own, which votes on the same
 --samples noisy copies (10^6: of --images test images as many each) in one precision; "differ" counts its votes that
 are not those of the precision's first row, "closest" is the largest gap between the two largest logits of such a copy,
-over their size. Older processors are oneDNN's, told to use their instructions (ONEDNN_MAX_CPU_ISA); "samples" 0: they can't. Times are of
+over their size. Older processors are oneDNN's, told to use their instructions (ONEDNN_MAX_CPU_ISA); "samples" is 0
+where these can't do the arithmetic. Times are of
 the whole process, in turns. The figures and what follows from them: docs/results/certification.md.
 """
 
