@@ -135,6 +135,9 @@ def test_the_readmes_other_figures_are_of_the_committed_ones():
     assert f"step costs {steps['LeNet']} plain ones on a LeNet" in prose
     assert f"and {steps['ResNet 128']:.1f} to {steps['ResNet 64']:.1f} on PreActResNet-18" in prose
     assert f"where its published code costs {published['LeNet']}." in prose
+    ahead = build.row_of("mnist24", "stepped_consistency")
+    assert f"Consistency by {ahead['over Consistency']:.3f} of ACR (standard error {ahead['over se']:.3f}" in prose
+    assert f"for steps of {ahead['step cost']:.1f}" in prose
     assert f"takes {ours:.0f} samples in the median instead of 100,000" in prose
 
 
