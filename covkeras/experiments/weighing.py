@@ -13,7 +13,8 @@ _SEED = 2**40
 
 def weighed(recipe: Recipe) -> bool:
     """Whether the recipe's method weighs its training images in any epoch."""
-    return any(_asked(recipe.objective(), epoch) for epoch in range(recipe.epochs))
+    objective = recipe.objective()
+    return any(_asked(objective, epoch) for epoch in range(recipe.epochs))
 
 
 def _asked(objective, epoch: int) -> int:

@@ -1,10 +1,10 @@
 """CAT-RS (Jeong, Kim, Shin, AAAI 2023): training that looks at how sure an image's smoothed prediction is."""
 
 from covkeras.objectives.ascent import restored, turned, uniforms, within
-from covkeras.objectives.base import Objective, Step, nearest
+from covkeras.objectives.base import Step, nearest
 from covkeras.objectives.copies import logits_of
-from covkeras.objectives.teachers import check_teacher, load_teacher
-from covkeras.objectives.terms import Terms, cross_entropy
+from covkeras.objectives.teachers import Taught
+from covkeras.objectives.terms import Terms, cross_entropy, is_right
 from covkeras.runtime import fields
 from covkeras.runtime.later import Later
 
@@ -13,7 +13,7 @@ ops = Later("keras.ops")
 _LAM = {"mnist": (0.5, 1.0, 2.0), "cifar10": (0.5, 1.0, 2.0)}
 
 
-class CatRs(Objective):
+class CatRs(Taught):
     """L_low + lam L_high: (1/M) sum of the K smallest CE_i, plus lam 1[K = M] max_i KL(pb || F(x + d*_i)).
 
     F is the softmax, phat the share of the M copies that are classified as y, K = max(1, Binomial(M, phat)). d*_i: T
@@ -40,21 +40,12 @@ class CatRs(Objective):
     def published(cls, data, sigma, epochs, switch_epoch) -> dict:
         return {"lam": nearest(_LAM, data, sigma), "eps": 1.0, "steps": 4, "num_copies": 4, "switch_epoch": 0}
 
-    def ready(self) -> None:
-        """Raises ValueError: no teacher."""
-        check_teacher(self.teacher)
-
-    def attach(self, classifier) -> None:
-        """Raises ValueError: no teacher, or one of other images or classes."""
-        super().attach(classifier)
-        self.known = load_teacher(self.teacher, self.classifier)
-
     def __call__(self, images, labels, noise, context: Step) -> Terms:
         """images (batch, h, w, c), labels (batch,), noise (M + 1, batch, h, w, c) standard normal -> Terms."""
         count, d = self.num_copies, self.sigma * noise[: self.num_copies]
         logits = logits_of(self.classifier, images, noise=d, sigma=1.0, training=context.training)
         losses = ops.stack([cross_entropy(labels, logits[i]) for i in range(count)])
-        right = ops.cast(ops.argmax(logits, -1), "int32") == ops.cast(labels, "int32")
+        right = is_right(labels, logits)
         share = ops.mean(ops.cast(right, "float32"), 0)
         kept = ops.maximum(binomial(count, share, uniforms(noise[-1])), 1.0)
         among = ops.cast(ops.reshape(ops.arange(count), (-1, 1)), "float32") < kept

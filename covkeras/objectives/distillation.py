@@ -1,7 +1,7 @@
 """Certified radius transfer (CRT, arXiv 2210.14283): a robust teacher's logits, learned at the same noisy copy."""
 
-from covkeras.objectives.base import Objective, Step
-from covkeras.objectives.teachers import check_teacher, load_teacher
+from covkeras.objectives.base import Step
+from covkeras.objectives.teachers import Taught
 from covkeras.objectives.terms import Terms
 from covkeras.runtime import fields
 from covkeras.runtime.later import Later
@@ -9,7 +9,7 @@ from covkeras.runtime.later import Later
 ops = Later("keras.ops")
 
 
-class Distillation(Objective):
+class Distillation(Taught):
     """|f(x + eps) - t(x + eps)|_2 of the logits, t the teacher, frozen. One pass, and the teacher's forward.
 
     Labels are not used: batches may come without them.
@@ -20,15 +20,6 @@ class Distillation(Objective):
     labelled = False
 
     teacher: str = fields.text("", "the robust classifier to learn from, a .keras file of the same images and classes")
-
-    def ready(self) -> None:
-        """Raises ValueError: no teacher."""
-        check_teacher(self.teacher)
-
-    def attach(self, classifier) -> None:
-        """Raises ValueError: no teacher, or one of other images or classes."""
-        super().attach(classifier)
-        self.known = load_teacher(self.teacher, self.classifier)
 
     def __call__(self, images, labels, noise, context: Step) -> Terms:
         """images (batch, h, w, c), labels not used, noise (1, batch, h, w, c) standard normal -> Terms."""

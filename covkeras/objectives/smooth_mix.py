@@ -3,7 +3,7 @@
 from covkeras.objectives.ascent import one_each, smoothed_loss, stepped, uniforms, warmed, within
 from covkeras.objectives.base import Objective, Step, nearest
 from covkeras.objectives.copies import logits_of
-from covkeras.objectives.terms import Terms, cross_entropy
+from covkeras.objectives.terms import Terms, cross_entropy, is_right
 from covkeras.runtime import fields
 from covkeras.runtime.later import Later
 
@@ -58,7 +58,7 @@ class SmoothMix(Objective):
         seen = logits_of(self.classifier, mixed, noise=copies, sigma=self.sigma, training=context.training)
         # KL(y_mix || F): y_mix is above 0 in every class.
         divergence = ops.sum(target * (ops.log(target) - ops.mean(ops.log_softmax(seen), 0)), -1)
-        right = ops.cast(ops.cast(ops.argmax(mean, -1), "int32") == ops.cast(labels, "int32"), "float32")
+        right = ops.cast(is_right(labels, mean), "float32")
         return Terms(sum(losses) / len(losses), share * right * divergence, logits[0])
 
     def _ends(self, images, labels, copies, share):

@@ -6,7 +6,7 @@ import numpy as np
 from covkeras.objectives.ascent import one_each, renewed, turned
 from covkeras.objectives.base import Objective, Step, nearest
 from covkeras.objectives.copies import logits_of
-from covkeras.objectives.terms import Terms, cross_entropy
+from covkeras.objectives.terms import Terms, cross_entropy, is_right
 from covkeras.runtime import fields
 from covkeras.runtime.later import Later
 
@@ -70,10 +70,10 @@ class SphereAttack(Objective):
 
     def __call__(self, images, labels, noise, context: Step) -> Terms:
         """images (batch, h, w, c), labels (batch,), noise (M, batch, h, w, c) standard normal -> Terms."""
-        d = self.sigma * noise
+        d = start = self.sigma * noise
         if context.training:
             begun = ops.convert_to_tensor(context.epoch) >= self.discard_epoch
-            d = ops.cond(begun, lambda: self._attacked(images, labels, self.sigma * noise), lambda: self.sigma * noise)
+            d = ops.cond(begun, lambda: self._attacked(images, labels, start), lambda: start)
         logits = logits_of(self.classifier, images, noise=d, sigma=1.0, training=context.training)
         losses = [cross_entropy(labels, logits[i]) for i in range(self.num_copies)]
         return Terms(sum(losses) / len(losses), logits=logits[0])
@@ -88,6 +88,6 @@ class SphereAttack(Objective):
         d = start
         for _ in range(self.steps):
             moved, logits = turned(d, loss, self.length)
-            right = ops.cast(ops.argmax(logits, -1), "int32") == ops.cast(labels, "int32")
+            right = is_right(labels, logits)
             d = ops.where(one_each(right, d), renewed(moved, start), d)
         return ops.stop_gradient(d)

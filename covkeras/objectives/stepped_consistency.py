@@ -3,7 +3,7 @@
 from covkeras.objectives.ascent import direction, one_each, renewed
 from covkeras.objectives.base import Objective, Step, nearest
 from covkeras.objectives.consistency import PUBLISHED_LAM, consistency_terms
-from covkeras.objectives.terms import Terms, cross_entropy
+from covkeras.objectives.terms import Terms, cross_entropy, is_right
 from covkeras.runtime import fields
 from covkeras.runtime.later import Later
 
@@ -44,7 +44,7 @@ class SteppedConsistency(Objective):
             logits, (gradient,) = gradients.gradients_of(loss, ops.convert_to_tensor(images + first))
             moved = renewed(second + self.eps * direction(gradient), second, 1)
             if self.only_right:
-                right = ops.cast(ops.argmax(logits, -1), "int32") == ops.cast(labels, "int32")
+                right = is_right(labels, logits)
                 moved = ops.where(one_each(right, moved), moved, second)
             second = ops.stop_gradient(moved)
         else:

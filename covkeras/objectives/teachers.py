@@ -2,9 +2,26 @@
 
 import os
 
+from covkeras.objectives.base import Objective
+from covkeras.runtime import fields
 from covkeras.runtime.later import Later
 
 keras = Later("keras")
+
+
+class Taught(Objective):
+    """What methods with a teacher have in common: it is there before anything is trained, and `known` once attached."""
+
+    teacher: str = fields.text("", "the classifier to learn from, a .keras file of the same images and classes")
+
+    def ready(self) -> None:
+        """Raises ValueError: no teacher."""
+        check_teacher(self.teacher)
+
+    def attach(self, classifier) -> None:
+        """Raises ValueError: no teacher, or one of other images or classes."""
+        super().attach(classifier)
+        self.known = load_teacher(self.teacher, self.classifier)
 
 
 def check_teacher(path: str) -> str:

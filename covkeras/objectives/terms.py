@@ -23,6 +23,11 @@ class Terms(NamedTuple):
     every: int | None = 1
 
 
+def is_right(labels, logits):
+    """Whether the largest logit is the label's: labels (batch,), logits (..., batch, classes) -> (..., batch)."""
+    return ops.cast(ops.argmax(logits, -1), "int32") == ops.cast(labels, "int32")
+
+
 def cross_entropy(labels, logits):
     """-log softmax(logits)_label: labels (batch,), logits (batch, classes) -> (batch,), float32."""
     return keras.losses.sparse_categorical_crossentropy(labels, ops.cast(logits, "float32"), from_logits=True)
