@@ -5,11 +5,14 @@ import os
 import keras
 
 from covkeras import models
-from covkeras.experiments.precision import settled
 from covkeras.experiments.recipe import DENOISERS, MODELS, objective_kind
 from covkeras.experiments.recipes import Recipe
 from covkeras.runtime.classifiers import check_fits, with_a_graph
+from covkeras.runtime.later import Later
 from covkeras.training.schedules import WarmedUp
+
+# It needs TensorFlow, and an optimizer doesn't.
+precision = Later("covkeras.experiments.precision")
 
 
 def build_classifier(recipe: Recipe, data):
@@ -20,7 +23,7 @@ def build_classifier(recipe: Recipe, data):
         classifier = with_a_graph(keras.models.load_model(recipe.model, compile=False))
         check_fits(classifier, data.name, data.image_shape, len(data.class_names))
     before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(settled(recipe, report=lambda text: None).precision)
+    keras.config.set_dtype_policy(precision.settled(recipe, report=lambda text: None).precision)
     try:
         keras.utils.set_random_seed(recipe.seed)
         if classifier is None:

@@ -4,7 +4,7 @@ import contextlib
 import contextvars
 from collections.abc import Callable, Iterator
 
-from keras import config, ops
+from keras import StatelessScope, config, ops
 
 _AUTOMATIC = contextvars.ContextVar("automatic", default=False)
 
@@ -39,8 +39,37 @@ def gradients_of(function: Callable, *tensors):
             value, extra = function(*tensors)
         return extra, tape.gradient(value, tensors)
     if backend == "jax":
-        import jax
-
-        gradients, extra = jax.grad(function, argnums=tuple(range(len(tensors))), has_aux=True)(*tensors)
-        return extra, gradients
+        return _gradients_of_jax(function, tensors)
     raise NotImplementedError(f"gradients need Keras' tensorflow or jax backend, got {backend!r}.")
+
+
+class _Assigned(StatelessScope):
+    """Keeps what is assigned to variables (moving averages) within a JAX transformation, where it must not stay."""
+
+    def __enter__(self):
+        super().__enter__()
+        self.state_mapping = dict(self.original_scope.state_mapping) if self.original_scope else {}
+        self.variables = {}
+        return self
+
+    def add_update(self, update):
+        self.variables[id(update[0])] = update[0]
+        super().add_update(update)
+
+
+def _gradients_of_jax(function: Callable, tensors):
+    import jax
+
+    variables = {}
+
+    def with_assignments(*given):
+        with _Assigned() as scope:
+            value, extra = function(*given)
+        variables.update(scope.variables)
+        return value, (extra, {key: scope.state_mapping[key] for key in scope.variables})
+
+    every = tuple(range(len(tensors)))
+    gradients, (extra, assigned) = jax.grad(with_assignments, argnums=every, has_aux=True)(*tensors)
+    for key, value in assigned.items():
+        variables[key].assign(value)
+    return extra, gradients
