@@ -86,6 +86,46 @@ def test_stopped_covariance_gradient_keeps_the_loss_and_changes_the_gradient(rng
     np.testing.assert_allclose(full[-1], stopped[-1], rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.parametrize("first, taken", [(-3.0, True), (-0.68, True), (-0.67, False), (3.0, False)])
+def test_the_covariance_gradient_of_every_fourth_step_is_one_or_the_other(rng, first, taken):
+    """Phi(-.6745) = 1/4: by the noise's first number the step is the full one's, or the stopped one's."""
+    classifier = small_classifier()
+    images, labels = tf.constant(rng.random((16, 8, 8, 1)), tf.float32), np.arange(16) % 3
+    noise = np.zeros((1, 16, 8, 8, 1), "float32")
+    noise[0, 0, 0, 0, 0] = first
+
+    def slopes(**options):
+        bound = objectives.CovarianceRadius(0.5, **options).attached(classifier)
+
+        @tf.function
+        def step():
+            with tf.GradientTape() as tape:
+                terms = bound(images, labels, tf.constant(noise), Context(training=True))
+                loss = tf.reduce_mean(terms.classification + terms.robustness)
+            return loss, tape.gradient(loss, classifier.trainable_variables)
+
+        return step()
+
+    loss, now = slopes(covariance_gradient_every=4)
+    same, wanted = slopes(stop_covariance_gradient=not taken)
+    other = slopes(stop_covariance_gradient=taken)[1]
+    assert float(loss) == pytest.approx(float(same), rel=1e-6)
+    for mine, theirs in zip(now, wanted, strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-7)
+    assert not np.allclose(now[0], other[0])
+
+
+def test_the_covariance_gradient_option_refuses_what_it_cannot_do():
+    for other in ({"stop_covariance_gradient": True}, {"rectifier": "bivariate"}):
+        with pytest.raises(ValueError, match="covariance_gradient_every must be 1 with"):
+            objectives.CovarianceRadius(0.5, covariance_gradient_every=2, **other)
+    images = keras.Input((4, 4, 1))
+    hidden = layers.Dense(3, activity_regularizer="l2", name="watched")(layers.Flatten()(images))
+    classifier = keras.Model(images, layers.Dense(2)(hidden))
+    with pytest.raises(ValueError, match=r"must be 1 for a classifier with activity regularisers \(watched\)"):
+        objectives.CovarianceRadius(0.5, covariance_gradient_every=2).attached(classifier)
+
+
 def test_the_published_codes_options_against_their_formulas(rng):
     """|S_12|, the sigma-free hinge, and .1 I after each ReLU, on a linear head over one hidden layer."""
     classifier = keras.Sequential([keras.Input((1, 2, 1)), layers.Flatten(), layers.Dense(3, "relu"), layers.Dense(2)])

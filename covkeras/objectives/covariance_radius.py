@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from covkeras.objectives.ascent import uniforms
 from covkeras.objectives.base import Objective
 from covkeras.objectives.terms import Terms, cross_entropy
 from covkeras.runtime import fields
@@ -29,6 +30,9 @@ class CovarianceRadius(Objective):
     stop_covariance_gradient: bool = fields.switch(
         False, "take the covariance as a constant (published code, not the paper)"
     )
+    covariance_gradient_every: int = fields.count(
+        1, "steps of which one, by chance, takes the covariance's gradient; in the others it is a constant (ours)"
+    )
     relu_inflation: float = fields.number(
         0.0, "times I added to the covariance at every ReLU (published code: .1)", 0, closed="left"
     )
@@ -51,10 +55,15 @@ class CovarianceRadius(Objective):
                 "rectifier must be unchanged with stop_covariance_gradient or relu_inflation: they change the paper's "
                 "covariance at the ReLUs."
             )
+        if self.covariance_gradient_every > 1 and (self.rectifier == "bivariate" or self.stop_covariance_gradient):
+            raise ValueError(
+                "covariance_gradient_every must be 1 with stop_covariance_gradient, which never takes it, and with "
+                "rectifier='bivariate', which reads the covariance between ReLUs."
+            )
 
     @property
     def copies(self) -> int:
-        return 1 if self.noisy_mean else 0
+        return 1 if self.noisy_mean or self.covariance_gradient_every > 1 else 0
 
     @classmethod
     def published(cls, data, sigma, epochs, switch_epoch) -> dict:
@@ -62,17 +71,20 @@ class CovarianceRadius(Objective):
         return {"lam": 4.0, "gamma": 8.0, "switch_epoch": epochs // 2, "noisy_mean": True}
 
     def attach(self, classifier) -> None:
+        """Raises ValueError: an activity regulariser, where the covariance's gradient is not taken at every step."""
+        regularised = [x.name for x in classifier._flatten_layers() if getattr(x, "activity_regularizer", None)]
+        if self.covariance_gradient_every > 1 and regularised:
+            raise ValueError(
+                f"covariance_gradient_every must be 1 for a classifier with activity regularisers ({regularised[0]}): "
+                "their losses can't leave a step that is taken one way or the other."
+            )
         self.network = moments.MomentNetwork(classifier, self.sigma, self.r_max, rectifier=self.rectifier)
 
     def __call__(self, images, labels, noise, context: "moments.Context") -> Terms:
         """images (batch, h, w, c), labels (batch,), noise (copies, batch, h, w, c) standard normal -> Terms."""
         if self.noisy_mean:
             images = images + self.sigma * noise[0]
-        if self.stop_covariance_gradient or self.relu_inflation:
-            context = dataclasses.replace(context, rectify=self._rectify(context))
-        logits = self.network(images, context=context)
-        if self.stop_covariance_gradient:
-            logits = moments.Gaussian(logits.mean, ops.stop_gradient(logits.cov))
+        logits = self._logits(images, noise, context)
         radius = moments.propagated_radius(logits, self.sigma, labels, self.covariance_bound)
         # The radius is positive exactly where the mean's top class is the label.
         measured = radius / self.sigma if self.sigma_free_hinge else radius
@@ -82,7 +94,22 @@ class CovarianceRadius(Objective):
             classification = classification * self._kept(moments.propagated_radius(logits, self.sigma), context.epoch)
         return Terms(classification, hinge, logits.mean, radius)
 
-    def _rectify(self, context):
+    def _logits(self, images, noise, context):
+        """The logits' moments, with the covariance's gradient as this step has it."""
+        if self.covariance_gradient_every == 1 or not context.training:
+            return self._propagated(images, context, self.stop_covariance_gradient)
+        # By the noise: a function of (seed, step), so that a resumed run takes the same steps.
+        taken = uniforms(noise[-1])[0] * self.covariance_gradient_every < 1.0
+        both = (lambda stopped=stopped: tuple(self._propagated(images, context, stopped)) for stopped in (False, True))
+        return moments.Gaussian(*ops.cond(taken, *both))
+
+    def _propagated(self, images, context, stopped: bool):
+        if stopped or self.relu_inflation:
+            context = dataclasses.replace(context, rectify=self._rectify(context, stopped))
+        logits = self.network(images, context=context)
+        return moments.Gaussian(logits.mean, ops.stop_gradient(logits.cov)) if stopped else logits
+
+    def _rectify(self, context, stopped: bool):
         """The rectifiers' rule with what the published code does to the covariance there.
 
         The covariance depends on the weights alone and is read only at ReLUs and at the head: stopping its gradient
@@ -90,7 +117,7 @@ class CovarianceRadius(Objective):
         """
 
         def rectify(gaussian, activation):
-            cov = ops.stop_gradient(gaussian.cov) if self.stop_covariance_gradient else gaussian.cov
+            cov = ops.stop_gradient(gaussian.cov) if stopped else gaussian.cov
             mean, cov = context.activated(moments.Gaussian(gaussian.mean, cov), activation)
             return moments.Gaussian(mean, cov + self.relu_inflation * ops.eye(cov.shape[-1], dtype="float32"))
 
