@@ -3,9 +3,9 @@
     KERAS_BACKEND=jax python benchmarks/jax_frontier.py mnist --data IMAGES.npz --out FOLDER --seconds 400
     python benchmarks/jax_votes.py FOLDER                  where TensorFlow is: certificates, tables
 
-Each chain of trainings is a process of its own, so that one compiles while others run. A chain of "ours" chooses on
-held-out images the length of the step, then lam and the switches (and Consistency's lam), and then trains what was
-chosen with three seeds. Whatever is finished is in the folder when the time is over.
+Each chain of trainings (`chains_of`) is a process of its own, so that one compiles while others run. Whatever is
+finished is in the folder when the time is over: begin with `--chains choice_0.5 ...`, put what was chosen into CHOSEN,
+and go on. In frontier.json and cifar10_gpu.json stands what 14 minutes of an H200 gave, four to seven chains at a time.
 
 IMAGES.npz: train_x, train_y, validation_x, validation_y, test_x, test_y, uint8.
 """
@@ -23,6 +23,8 @@ from pathlib import Path
 import numpy as np
 
 CHOICE_N = 2_000
+PLAIN, OURS = "gaussian_augmentation", "stepped_consistency"
+PROTOCOLS = ("mnist", "cifar10")
 
 
 @dataclasses.dataclass
@@ -174,53 +176,24 @@ def average_radius(chosen, counts, labels, sigma: float, n: int, alpha: float = 
     return float(radius.mean())
 
 
-def ours(chain: Chain, sigma: float, seeds, n: int, lengths) -> None:
-    """Baselines, the choice on held-out images, and what was chosen with every seed."""
-    plain = "gaussian_augmentation"
-    chain.run(Job(f"gaussian_{sigma}_0", plain, sigma, n=n, kept=True))
-    best = {}
-    for method in ("stepped_consistency", "consistency"):
-        lam = recipe_of(chain.protocol, Job("", method, sigma)).lam
-        grid = [{"lam": lam, "eps": e} for e in lengths] if method.startswith("stepped") else [{"lam": lam}]
-        tried = {}
-
-        def attempt(changes, method=method, tried=tried):
-            label = f"choice_{method}_{sigma}_" + "_".join(f"{k}{v}" for k, v in changes.items())
-            if time.time() < chain.stop and json.dumps(changes) not in tried:
-                tried[json.dumps(changes)] = chain.run(Job(label, method, sigma, changes=changes, choice=True))
-            return json.loads(max(tried, key=tried.get))
-
-        for changes in grid:
-            top = attempt(changes)
-        for factor in (2.0, 0.5):
-            top = attempt({**top, "lam": lam * factor})
-        if method.startswith("stepped"):
-            for switch in ("only_right", "one_noise"):
-                top = attempt({**top, switch: True})
-        best[method] = top
-        chain.run(Job(f"{method}_{sigma}_0", method, sigma, 0, top, n=n, kept=True))
-    (chain.out / f"best_{sigma}.json").write_text(json.dumps(best))
-    published = recipe_of(chain.protocol, Job("", "consistency", sigma)).lam
-    if best["consistency"]["lam"] != published:
-        chain.run(Job(f"consistency_published_{sigma}_0", "consistency", sigma, 0, {"lam": published}, n=n))
-    epochs = max(1, round(recipe_of(chain.protocol, Job("", plain, sigma)).epochs / 10))
-    for method, changes in best.items():
-        tuned = {**changes, "epochs": epochs}
-        chain.run(Job(f"tuned_{method}_{sigma}_0", method, sigma, 0, tuned, start=f"gaussian_{sigma}_0", n=n))
-    for seed in seeds:
-        chain.run(Job(f"gaussian_{sigma}_{seed}", plain, sigma, seed, n=n))
-        for method, changes in best.items():
-            chain.run(Job(f"{method}_{sigma}_{seed}", method, sigma, seed, changes, n=n))
+def choose(chain: Chain, sigma: float, lengths) -> None:
+    """Ours on the held-out images: the length of the step at Consistency's lam, and then twice and half that lam."""
+    lam, tried = recipe_of(chain.protocol, Job("", OURS, sigma)).lam, {}
+    for eps, factor in [*((eps, 1.0) for eps in lengths), (None, 2.0), (None, 0.5)]:
+        if eps is None:
+            eps = max(tried, key=tried.get)
+        changes = {"lam": lam * factor, "eps": eps}
+        found = chain.run(Job(f"choice_{sigma}_{eps}_{factor}", OURS, sigma, changes=changes, choice=True))
+        if factor == 1.0:
+            tried[eps] = found
 
 
-def finals(chain: Chain, sigma: float, chosen: dict, n: int, seeds, begin=(), first=1_000) -> None:
-    """What was chosen, {method: changes}, with seed 0 and then the others; begin: methods before them, seed 0 alone."""
-    for method in begin:
-        guarded(chain, Job(f"{method}_{sigma}_0", method, sigma, n=n))
+def finals(chain: Chain, sigma: float, chosen: dict, n: int, seeds) -> None:
+    """What was chosen, {method: changes}: seed 0 on 1,000 test images, the others on 500."""
     for seed in seeds:
         for method, changes in chosen.items():
             if time.time() < chain.stop:
-                images = first if seed == 0 else 500
+                images = 1_000 if seed == 0 else 500
                 job = Job(f"{method}_{sigma}_{seed}", method, sigma, seed, changes, n=n, images=images, kept=seed == 0)
                 guarded(chain, job)
 
@@ -243,40 +216,35 @@ def guarded(chain: Chain, job: Job) -> None:
         traceback.print_exc()
 
 
-PLAIN, OURS = "gaussian_augmentation", "stepped_consistency"
-CHAINS = {
+# What was chosen, {sigma: (lam, eps)}, and in which order the others are trained.
+CHOSEN = {"mnist": {0.25: (10.0, 0.5), 0.5: (5.0, 1.0), 1.0: (5.0, 0.5)}, "cifar10": {0.5: (10.0, 1.0)}}
+LENGTHS = {0.25: (1.0, 0.5, 0.25, 1.5, 2.0), 0.5: (1.0, 0.5, 1.5, 2.0, 3.0), 1.0: (1.0, 0.5, 1.5, 2.0, 3.0)}
+RIVALS = {
     "mnist": {
-        "final_0.5": lambda c: finals(
-            c, 0.5, {"consistency": {}, OURS: {"lam": 5.0, "eps": 1.0}, PLAIN: {}}, 20_000, (0, 1, 2)
-        ),
-        "final_1.0": lambda c: finals(
-            c, 1.0, {"consistency": {}, OURS: {"lam": 5.0, "eps": 0.5}, PLAIN: {}}, 20_000, (0, 1, 2)
-        ),
-        "final_0.25": lambda c: finals(
-            c, 0.25, {"consistency": {}, OURS: {"lam": 10.0, "eps": 0.5}, PLAIN: {}}, 20_000, (0, 1, 2)
-        ),
-        "rivals": lambda c: [
-            rivals(c, 0.5, ("smooth_mix", "sphere_attack"), 20_000),
-            rivals(c, 1.0, ("smooth_mix",), 20_000),
-            rivals(c, 0.5, ("smooth_adv", "macer", "covariance_radius"), 20_000),
-        ],
+        0.25: ("cat_rs", "smooth_mix", "sphere_attack", "smooth_adv", "macer"),
+        0.5: ("cat_rs", "smooth_mix", "sphere_attack", "smooth_adv", "macer", "covariance_radius", "distillation"),
+        1.0: ("cat_rs", "smooth_mix", "sphere_attack", "smooth_adv", "macer"),
     },
-    "cifar10": {
-        "final_0.5": lambda c: finals(
-            c, 0.5, {PLAIN: {}, "consistency": {}, OURS: {"lam": 10.0, "eps": 1.0}}, 10_000, (0, 1)
-        ),
-        "rivals_0.5": lambda c: rivals(c, 0.5, ("cat_rs", "covariance_radius", "macer"), 10_000),
-        "other_0.5": lambda c: [
-            guarded(c, Job(f"{OURS}_half_0.5_0", OURS, 0.5, changes={"lam": 10.0, "eps": 0.5}, n=10_000)),
-            rivals(c, 0.5, ("adjoint_radius", "smooth_mix"), 10_000),
-        ],
-    },
+    "cifar10": {0.5: ("cat_rs", "adjoint_radius", "covariance_radius", "macer", "smooth_mix", "sphere_attack")},
 }
+
+
+def chains_of(protocol: str) -> dict:
+    """{name: what the chain does}: "choice_0.5", "final_0.5" and "rivals_0.5", a sigma each."""
+    n, seeds = (20_000, (0, 1, 2)) if protocol == "mnist" else (10_000, (0, 1))
+    found = {}
+    for sigma, (lam, eps) in CHOSEN[protocol].items():
+        methods = {PLAIN: {}, "consistency": {}, OURS: {"lam": lam, "eps": eps}}
+        found[f"final_{sigma}"] = lambda c, s=sigma, m=methods: finals(c, s, m, n, seeds)
+        found[f"rivals_{sigma}"] = lambda c, s=sigma: rivals(c, s, RIVALS[protocol][s], n)
+        if protocol == "mnist":
+            found[f"choice_{sigma}"] = lambda c, s=sigma: choose(c, s, LENGTHS[s])
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("protocol", choices=tuple(CHAINS))
+    parser.add_argument("protocol", choices=PROTOCOLS)
     parser.add_argument("--data", required=True)
     parser.add_argument("--out", required=True, type=Path)
     parser.add_argument("--seconds", type=float, default=400.0, help="after which no training begins")
@@ -287,9 +255,9 @@ def main() -> None:
     stop = time.time() + asked.seconds
     if asked.chain:
         chain = Chain(asked.protocol, asked.chain, np.load(asked.data), asked.out, stop)
-        return CHAINS[asked.protocol][asked.chain](chain)
+        return chains_of(asked.protocol)[asked.chain](chain)
     teacher(asked)
-    names = asked.chains or list(CHAINS[asked.protocol])
+    names = asked.chains or list(chains_of(asked.protocol))
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", f"{0.9 / len(names):.2f}")
     command = [sys.executable, __file__, asked.protocol, "--data", asked.data, "--out", str(asked.out)]
     running = [subprocess.Popen([*command, "--seconds", str(stop - time.time()), "--chain", name]) for name in names]

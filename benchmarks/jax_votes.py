@@ -48,6 +48,7 @@ def row_of(job: dict, radius, p_lower) -> dict:
     certified = np.maximum(radius, 0.0)
     row = {"at": f"sigma {job['sigma']:g}"} | {k: job[k] for k in ("method", "sigma", "seed", "n")}
     row |= {k: job["hyper"][k] for k in ("eps", "lam") if k in job["hyper"]}
+    row |= {"step": f"eps {row['eps']:g}"} if "eps" in row else {}
     row |= {"images": len(radius), "ACR": certified.mean(), "ACR se": certified.std(ddof=1) / len(radius) ** 0.5}
     for r in RADII[job["sigma"]]:
         row[f"acc at {r:g}"] = float((radius > 0).mean() if r == 0 else (radius >= r).mean())

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from conftest import call_program
 
+from covkeras.commands import train
 from covkeras.experiments import building, fitting, forecast, recipes
 from covkeras.experiments.environment import Environment
 from covkeras.experiments.recipe import Recipe
@@ -150,3 +151,34 @@ def test_a_dry_run_foretells_and_writes_nothing(tmp_path):
     assert all("154,620" in " ".join(row) and "431,080" in " ".join(row) for row in rows)
     with pytest.raises(ValueError, match="its size not known"):
         forecast.stand_in(recipes.find("mnist").replace(data="mine"))
+
+
+def test_a_reference_has_its_own_hyper_parameters_and_a_share_of_the_epochs():
+    recipe = recipes.find("digits").replace(
+        method="stepped_consistency", reference="covariance_radius:gamma=0.5", reference_epochs=2.0, epochs=30
+    )
+    recipe = recipe.replace(decay_epochs=(15, 22))
+    runs = train.trained_by(recipe)
+    assert list(runs) == ["covariance_radius", "stepped_consistency"] and runs["stepped_consistency"] is recipe
+    beside = runs["covariance_radius"]
+    assert (beside.gamma, beside.lam, beside.noisy_mean) == (0.5, 4.0, True)
+    assert (beside.epochs, beside.switch_epoch, beside.decay_epochs) == (60, 30, (30, 44))
+    assert (beside.reference, beside.reference_epochs, beside.sigma) == ("none", 1.0, recipe.sigma)
+    # The same method in another way is called what it was asked for.
+    other = recipe.replace(reference="stepped_consistency:eps=0.25", reference_epochs=1.0)
+    assert list(train.trained_by(other)) == ["stepped_consistency:eps=0.25", "stepped_consistency"]
+    assert list(train.trained_by(recipe.replace(reference="stepped_consistency"))) == ["stepped_consistency"]
+
+
+@pytest.mark.parametrize(
+    "reference, message",
+    [
+        ("magic", "method must be one of"),
+        ("macer:sigma=1", "must be METHOD:FIELD=VALUE"),
+        ("consistency:lamb=1", "must be METHOD:FIELD=VALUE"),
+        ("consistency:lam=-1", "lam must be a number in"),
+    ],
+)
+def test_a_wrong_reference_is_refused_before_any_work(reference, message):
+    with pytest.raises(ValueError, match=message):
+        train.trained_by(recipes.find("digits").replace(reference=reference))

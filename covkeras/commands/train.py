@@ -10,6 +10,7 @@ from covkeras.experiments.runs import RunFolder
 from covkeras.runtime.files import quoted, user_path
 from covkeras.runtime.later import Later
 
+comparing = Later("covkeras.experiments.comparing")
 denoised = Later("covkeras.reports.denoised")
 devices = Later("covkeras.runtime.devices")
 distributed = Later("covkeras.experiments.distributed")
@@ -18,6 +19,7 @@ fitting = Later("covkeras.experiments.fitting")
 forecast = Later("covkeras.experiments.forecast")
 jobs = Later("covkeras.experiments.jobs")
 precision = Later("covkeras.experiments.precision")
+recipes = Later("covkeras.experiments.recipes")
 report = Later("covkeras.reports.results")
 
 EXAMPLES = """examples:
@@ -51,10 +53,14 @@ def parse(arguments=None) -> argparse.Namespace:
 
 
 def trained_by(recipe) -> dict:
-    """Returns what a run trains, in order, {method: recipe}: the reference, if there is one, and the recipe's own."""
+    """Returns what a run trains, in order, {name: recipe}: the reference, if there is one, and the recipe's own."""
     if recipe.reference in ("none", recipe.method):
         return {recipe.method: recipe}
-    return {recipe.reference: recipe.with_method(recipe.reference, reference="none"), recipe.method: recipe}
+    epochs = max(1, round(recipe.epochs * recipe.reference_epochs))
+    shared = recipe if epochs == recipe.epochs else recipes.scaled(recipe, epochs)
+    beside = comparing.Entry.parse(recipe.reference, shared).recipe.replace(reference_epochs=1.0)
+    name = recipe.reference if beside.method == recipe.method else beside.method
+    return {name: beside, recipe.method: recipe}
 
 
 def work(recipe, folder: RunFolder, environment: Environment) -> None:
@@ -65,8 +71,8 @@ def work(recipe, folder: RunFolder, environment: Environment) -> None:
         recipe = distributed.agreed(recipe, strategy)
     recipe = precision.settled(recipe, recorded, on=environment.devices)
     folder.check(recipe)
-    places = {recipe.reference: RunFolder(folder.path / "reference"), recipe.method: folder}
-    runs = {name: (one, places[name]) for name, one in trained_by(recipe).items()}
+    beside = RunFolder(folder.path / "reference")
+    runs = {name: (one, folder if one is recipe else beside) for name, one in trained_by(recipe).items()}
     for one, place in runs.values():
         if place is not folder and place.path.exists():
             place.check(one)

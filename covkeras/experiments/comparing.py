@@ -9,10 +9,10 @@ import numpy as np
 
 from covkeras.experiments import fitting, jobs
 from covkeras.experiments.building import check_parts
+from covkeras.experiments.recipe import split_method
 from covkeras.experiments.recipes import Recipe, scaled
 from covkeras.experiments.result import Result
 from covkeras.experiments.runs import RunFolder, claim_record
-from covkeras.objectives import METHODS
 from covkeras.runtime import devices, fields
 from covkeras.runtime.files import write_aside
 from covkeras.runtime.timing import interleave
@@ -27,6 +27,7 @@ _SHARED = (
     "model",
     "method",
     "reference",
+    "reference_epochs",
     "sigma",
     "seed",
     "image_size",
@@ -74,7 +75,7 @@ class Entry:
         Raises:
             ValueError: an unknown method or field, or a value that the field refuses.
         """
-        method, rest = _split(text)
+        method, rest = split_method(text)
         own = recipe.with_method(method)
         changes = {}
         for part in filter(None, rest.split(",")):
@@ -90,14 +91,6 @@ class Entry:
 
 def _holds(record: dict | None, values: dict | None) -> bool:
     return bool(record and values) and values.items() <= record.items()
-
-
-def _split(text: str) -> tuple[str, str]:
-    """The method, a name or an import path, and what it is given."""
-    method, _, rest = text.partition(":")
-    if method not in METHODS and "=" not in (name := rest.partition(":")[0]) and name:
-        return f"{method}:{name}", rest.partition(":")[2]
-    return method, rest
 
 
 @dataclasses.dataclass(frozen=True)

@@ -58,6 +58,19 @@ def _check_method(name, value, why):
     return value
 
 
+def split_method(text: str) -> tuple[str, str]:
+    """Splits "METHOD:FIELD=VALUE,..." into the method, a name or an import path, and what it is given."""
+    method, _, rest = text.partition(":")
+    if method not in objectives.METHODS and "=" not in (name := rest.partition(":")[0]) and name:
+        return f"{method}:{name}", rest.partition(":")[2]
+    return method, rest
+
+
+def _check_reference(name, value, why):
+    # What it is given is read where the recipe is known.
+    return value if value == "none" else _check_method(name, split_method(value)[0], why) and value
+
+
 def _check_model(name, value, why):
     if str(value).endswith(".keras"):
         # The whole path: the same command must find it from another folder, or be told that it is another.
@@ -88,7 +101,12 @@ class Recipe:
         "covariance_radius", f"what training minimises: {', '.join(METHODS)}, or PACKAGE.MODULE:CLASS", _check_method
     )
     reference: str = fields.text(
-        "gaussian_augmentation", "method trained beside it for comparison, or none", _check_method
+        "gaussian_augmentation",
+        "method trained beside it for comparison, as METHOD or METHOD:FIELD=VALUE,...; or none",
+        _check_reference,
+    )
+    reference_epochs: float = fields.number(
+        1.0, "epochs of the reference, times the recipe's own: the same time where its steps cost less", 0
     )
     sigma: float = fields.sigma()
     r_max: float = fields.r_max()

@@ -10,7 +10,7 @@ from covkeras.certification.certificates import average_certified_radius, certif
 from covkeras.experiments.recipe import METHODS, Recipe, objective_kind, own_hyperparameters
 from covkeras.runtime import fields
 
-_NOT_SEARCHED = ("name", "source", "data", "reference", "decay_epochs", "seed")
+_NOT_SEARCHED = ("name", "source", "data", "reference", "reference_epochs", "decay_epochs", "seed")
 
 
 def searchable(recipe: Recipe) -> dict[str, fields.Field]:
