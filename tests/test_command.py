@@ -100,4 +100,4 @@ def test_the_wheel_does_the_main_job_outside_the_checkout(tmp_path):
     home = run(python, "-c", "import covkeras, pathlib; print(pathlib.Path(covkeras.__file__).parent)").strip()
     assert Path(home) == site / "covkeras" and (site / "covkeras" / "commands" / "page.html").exists()
     assert (tmp_path / "run" / "report" / "index.html").exists()
-    assert (tmp_path / "run" / "export" / "digits" / "1" / "saved_model.pb").exists()
+    assert (tmp_path / "run" / "export" / "digits_stepped" / "1" / "saved_model.pb").exists()

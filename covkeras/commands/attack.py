@@ -20,7 +20,7 @@ records = Later("covkeras.certification.records")
 report = Later("covkeras.reports.results")
 
 EXAMPLES = """examples:
-  covkeras attack runs/digits/classifier.keras --certificates runs/digits/certificates.tsv
+  covkeras attack runs/digits_stepped/classifier.keras --certificates runs/digits_stepped/certificates.tsv
   covkeras attack mine.keras --certificates mine.tsv --data-dir DIR --factors 1 1.25 1.5 2 --max 200
 """
 

@@ -30,7 +30,7 @@ report = Later("covkeras.reports.results")
 voting = Later("covkeras.certification.voting")
 
 EXAMPLES = """examples:
-  covkeras certify runs/digits/classifier.keras --data digits --sigma 0.25 --out digits.tsv
+  covkeras certify runs/digits_stepped/classifier.keras --data digits --sigma 0.25 --out digits.tsv
   covkeras certify mine.keras --data cifar10 --data-dir DIR --sigma 0.5 --skip 20 --n 100000 --out mine.tsv
   covkeras certify mine.keras --data mnist --data-dir DIR --sigma 0.5 --shard 3/8 --out shard3.tsv
   covkeras certify mine.keras --data mnist --data-dir DIR --sigma 0.5 --radius 0.5 --precision bfloat16

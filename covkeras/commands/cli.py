@@ -21,14 +21,15 @@ class Formatter(argparse.RawDescriptionHelpFormatter):
     """Keeps the examples' lines."""
 
 
-def add_recipe_flags(parser: argparse.ArgumentParser, arguments=None) -> None:
+def add_recipe_flags(parser: argparse.ArgumentParser, arguments=None, default=("digits", "digits")) -> None:
     """Adds --recipe, one flag for every field and one for every hyper-parameter that a method declares; a flag given
     replaces the recipe's value. A method from outside adds its own: `arguments` may name it.
+
+    default: the recipe where none is named, and how the help says so.
     """
     names = ", ".join(recipes.RECIPES)
-    parser.add_argument(
-        "--recipe", default="digits", metavar="NAME", help=f"{names}, or a .json file (default: digits)"
-    )
+    help = f"{names}, or a .json file (default: {default[1]})"
+    parser.add_argument("--recipe", default=default[0], metavar="NAME", help=help)
     parser.add_argument("--smoke", action="store_true", help="scale the recipe to minutes; its figures mean nothing")
     show = "print the recipe as JSON, and what differs from the named one, then stop"
     parser.add_argument("--show", action="store_true", help=show)

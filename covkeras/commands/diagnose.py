@@ -28,7 +28,7 @@ keras = Later("keras")
 moments = Later("covkeras.moments")
 
 EXAMPLES = """examples:
-  covkeras diagnose --classifier runs/digits/classifier.keras --data digits
+  covkeras diagnose --classifier runs/digits_stepped/classifier.keras --data digits
   covkeras diagnose --classifier mine.keras --data cifar10 --data-dir DIR --sigma 0.25 --images 4
   covkeras diagnose --classifier mine.keras --data mnist --show conv1 conv2 logits --r-max 0.4
   covkeras diagnose --classifier mine.keras --data mnist --comparison comparisons/mnist_protocol

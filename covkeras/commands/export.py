@@ -13,7 +13,7 @@ exported = Later("covkeras.experiments.exported")
 exporting = Later("covkeras.exporting")
 
 EXAMPLES = """examples:
-  covkeras export --run runs/digits --out exports/digits/1
+  covkeras export --run runs/digits_stepped --out exports/digits/1
   covkeras export --run runs/mnist --data-dir DIR --out exports/mnist/1 --n 10000 --max-samples 100000
   covkeras export --run runs/denoised-mine --out exports/mine/1 --sigmas 0.12 0.5
 """

@@ -13,7 +13,7 @@ records = Later("covkeras.certification.records")
 report = Later("covkeras.reports.results")
 
 EXAMPLES = """examples:
-  covkeras report runs/digits/certificates.tsv runs/digits/reference/certificates.tsv --out compared
+  covkeras report runs/digits_stepped/certificates.tsv runs/digits_stepped/reference/certificates.tsv --out compared
   covkeras report logs/*.tsv --alpha 0.001
 """
 
