@@ -120,8 +120,8 @@ def test_the_readmes_table_is_of_the_committed_figures():
 def test_the_readmes_other_figures_are_of_the_committed_ones():
     """What `make train` prints, by rows, and what the prose says of costs."""
     readme, build = (DOCS.parent / "README.md").read_text(), builder()
-    for method in ("gaussian_augmentation", "covariance_radius"):
-        row = build.row_of("digits", method)
+    for method in ("stepped_consistency", "covariance_radius"):
+        row = build.row_of("digits_stepped", method)
         accuracies = [f"{row[f'acc at {r}']:.3f}" for r in ("0", "0.25", "0.5", "0.75")]
         words = [method, f"{row['ACR']:.4f}", *accuracies, f"{row['abstained']:.3f}", str(row["images"])]
         assert words in [line.split() for line in readme.splitlines()]
@@ -137,6 +137,15 @@ def test_the_readmes_other_figures_are_of_the_committed_ones():
     assert f"where its published code costs {published['LeNet']}." in prose
     ahead = build.row_of("mnist24", "stepped_consistency")
     assert f"Consistency by {ahead['over Consistency']:.3f} of ACR (standard error {ahead['over se']:.3f}" in prose
+    acr = {
+        m: build.row_of("frontier", f"{m}; sigma 0.5")["ACR"] for m in ("stepped_consistency", "consistency", "cat_rs")
+    }
+    ours_, theirs, best = acr.values()
+    assert f"has {ours_:.3f} at sigma 0.5, Consistency {theirs:.3f}, CAT-RS {best:.3f}" in prose
+    at = [build.row_of("frontier", f"cat_rs; sigma {sigma}")["over ours"] for sigma in ("0.25", "1")]
+    assert at[0] < 0 and f"at 1 CAT-RS does by {at[1]:.3f}" in prose
+    natural = build.row_of("cifar10_gpu", "stepped_consistency; eps 1")["over Consistency"]
+    assert f"CIFAR-10 it is ahead by {natural:.3f}" in prose
     assert f"for steps of {ahead['step cost']:.1f}" in prose
     assert f"takes {ours:.0f} samples in the median instead of 100,000" in prose
 
