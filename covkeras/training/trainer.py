@@ -13,9 +13,16 @@ from covkeras.runtime.validation import check_count
 from covkeras.training.batches import Batch, checked_batch, refusals, shared
 from covkeras.training.schedules import LamSwitch
 
-# A dozen element-wise operations as one loop. XLA compiles only these: its convolutions, and its sums over the batch,
-# are slower on the CPU than TensorFlow's own.
-COMPILED = Kernels(*(tf.function(kernel, jit_compile=True) for kernel in QUICK))
+
+def _compiled(kernel):
+    """A dozen element-wise operations as one loop. XLA compiles only these: its convolutions, and its sums over the
+    batch, are slower on the CPU than TensorFlow's own."""
+    loop = tf.function(kernel, jit_compile=True)
+    # In a tf.cond's gradient a compiled function finds no tensor of the branch; their copies it does.
+    return lambda *tensors: loop(*(tf.identity(tensor) for tensor in tensors))
+
+
+COMPILED = Kernels(*(_compiled(kernel) for kernel in QUICK))
 
 
 def _number(variable) -> float:
