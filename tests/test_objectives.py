@@ -121,11 +121,11 @@ def test_the_covariance_gradient_option_refuses_what_it_cannot_do():
     for other in ({"stop_covariance_gradient": True}, {"rectifier": "bivariate"}):
         with pytest.raises(ValueError, match="covariance_gradient_every must be 1 with"):
             objectives.CovarianceRadius(0.5, covariance_gradient_every=2, **other)
-    images = keras.Input((4, 4, 1))
-    hidden = layers.Dense(3, activity_regularizer="l2", name="watched")(layers.Flatten()(images))
-    classifier = keras.Model(images, layers.Dense(2)(hidden))
-    with pytest.raises(ValueError, match=r"must be 1 for a classifier with activity regularisers \(watched\)"):
-        objectives.CovarianceRadius(0.5, covariance_gradient_every=2).attached(classifier)
+    for watched in (layers.Dense(3, activity_regularizer="l2"), layers.BatchNormalization()):
+        classifier = keras.Sequential([keras.Input((4, 4, 1)), layers.Flatten(), watched, layers.Dense(2)])
+        with pytest.raises(ValueError, match=f"must be 1 for a classifier with {watched.name}, a"):
+            objectives.CovarianceRadius(0.5, covariance_gradient_every=2).attached(classifier)
+        objectives.CovarianceRadius(0.5).attached(classifier)
 
 
 def test_the_published_codes_options_against_their_formulas(rng):

@@ -8,7 +8,7 @@ from covkeras.objectives.terms import Terms, cross_entropy
 from covkeras.runtime import fields
 from covkeras.runtime.later import Later
 
-moments, ops = Later("covkeras.moments"), Later("keras.ops")
+keras, moments, ops = Later("keras"), Later("covkeras.moments"), Later("keras.ops")
 
 
 class CovarianceRadius(Objective):
@@ -71,13 +71,14 @@ class CovarianceRadius(Objective):
         return {"lam": 4.0, "gamma": 8.0, "switch_epoch": epochs // 2, "noisy_mean": True}
 
     def attach(self, classifier) -> None:
-        """Raises ValueError: an activity regulariser, where the covariance's gradient is not taken at every step."""
-        regularised = [x.name for x in classifier._flatten_layers() if getattr(x, "activity_regularizer", None)]
-        if self.covariance_gradient_every > 1 and regularised:
-            raise ValueError(
-                f"covariance_gradient_every must be 1 for a classifier with activity regularisers ({regularised[0]}): "
-                "their losses can't leave a step that is taken one way or the other."
-            )
+        """Raises ValueError: a layer that leaves more behind than its output, where the step has two ways to go."""
+        kinds = (keras.layers.BatchNormalization,)
+        for layer in classifier._flatten_layers() if self.covariance_gradient_every > 1 else ():
+            if getattr(layer, "activity_regularizer", None) or isinstance(layer, kinds):
+                raise ValueError(
+                    f"covariance_gradient_every must be 1 for a classifier with {layer.name}, a {type(layer).__name__}: "
+                    "neither moving averages nor activity regularisers get out of a step that goes one of two ways."
+                )
         self.network = moments.MomentNetwork(classifier, self.sigma, self.r_max, rectifier=self.rectifier)
 
     def __call__(self, images, labels, noise, context: "moments.Context") -> Terms:
