@@ -122,8 +122,8 @@ def test_the_covariance_gradient_option_refuses_what_it_cannot_do():
         with pytest.raises(ValueError, match="covariance_gradient_every must be 1 with"):
             objectives.CovarianceRadius(0.5, covariance_gradient_every=2, **other)
     for watched in (layers.Dense(3, activity_regularizer="l2"), layers.BatchNormalization()):
-        classifier = keras.Sequential([keras.Input((4, 4, 1)), layers.Flatten(), watched, layers.Dense(2)])
-        with pytest.raises(ValueError, match=f"must be 1 for a classifier with {watched.name}, a"):
+        classifier = keras.Sequential([keras.Input((4, 4, 1)), watched, layers.Flatten(), layers.Dense(2)])
+        with pytest.raises(ValueError, match=f"must be 1 for a classifier with {watched.name} "):
             objectives.CovarianceRadius(0.5, covariance_gradient_every=2).attached(classifier)
         objectives.CovarianceRadius(0.5).attached(classifier)
 

@@ -76,7 +76,7 @@ class CovarianceRadius(Objective):
         for layer in classifier._flatten_layers() if self.covariance_gradient_every > 1 else ():
             if getattr(layer, "activity_regularizer", None) or isinstance(layer, kinds):
                 raise ValueError(
-                    f"covariance_gradient_every must be 1 for a classifier with {layer.name}, a {type(layer).__name__}: "
+                    f"covariance_gradient_every must be 1 for a classifier with {layer.name} ({type(layer).__name__}): "
                     "neither moving averages nor activity regularisers get out of a step that goes one of two ways."
                 )
         self.network = moments.MomentNetwork(classifier, self.sigma, self.r_max, rectifier=self.rectifier)
