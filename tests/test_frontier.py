@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from covkeras import CertifiedTrainer, objectives
+from covkeras.commands.main import main
 from covkeras.moments import Context
 
 SIGMA, CLASSES = 0.5, 3
@@ -146,3 +147,12 @@ def test_distillation_is_its_formula(given, rng, tmp_path):
     keras.Sequential([keras.Input((4, 4, 1)), keras.layers.Flatten(), keras.layers.Dense(4)]).save(tmp_path / "4.keras")
     with pytest.raises(ValueError, match="must have the classifier's images and classes"):
         objectives.Distillation(SIGMA, teacher=str(tmp_path / "4.keras")).attach(model)
+
+
+def test_a_teacher_of_other_images_is_refused_before_the_reference_is_trained(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    linear(np.random.default_rng(5))[0].save("teacher.keras")
+    flags = ["--method", "distillation", "--teacher", "teacher.keras", "--run-dir", "run", "--devices", "cpu"]
+    assert main(["train", *flags]) == 2
+    assert "teacher must have the classifier's images and classes" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

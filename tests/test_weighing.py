@@ -90,7 +90,7 @@ def test_where_nothing_is_left_it_says_so(tmp_path):
     folder = RunFolder(tmp_path)
     recipe = SMALL.replace(discard_epoch=0, discard_below=0.99, epochs=1)
     folder.claim(recipe)
-    with pytest.raises(ValueError, match="no training image is left: at epoch 0 none reaches discard_below"):
+    with pytest.raises(ValueError, match="no training image is left: at epoch 0 sphere_attack gives each the weight 0"):
         fitting.train(recipe, folder)
 
 

@@ -93,6 +93,11 @@ def work(recipe, folder: RunFolder, environment: Environment) -> None:
     data.steps_per_epoch(recipe.batch_size)
     replicas = (strategy or devices.strategy(environment.devices)).num_replicas_in_sync
     fitting.check_batch(recipe, replicas)
+    if len(runs) > 1:
+        # Before hours of the reference: what the method itself refuses.
+        for one, place in runs.values():
+            if not place.classifier_file.exists():
+                fitting.check_method(one, data)
     folder.claim(recipe)
     classifiers = {}
     for name, (one, place) in runs.items():

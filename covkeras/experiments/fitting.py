@@ -121,6 +121,15 @@ def build_trainer(recipe: Recipe, data) -> CertifiedTrainer:
     return trainer
 
 
+def check_method(recipe: Recipe, data) -> None:
+    """Refuses a classifier that the method can't train, a layer without a rule, a teacher of other images.
+
+    Raises:
+        ValueError, TypeError, NotImplementedError: as the objective's `attach`.
+    """
+    recipe.objective().attached(build_classifier(recipe, data))
+
+
 def step_of(recipe: Recipe, data):
     """Returns a function that makes one compiled training step of the recipe on one batch of the data."""
     trainer = build_trainer(recipe, data)

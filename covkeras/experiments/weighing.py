@@ -55,8 +55,8 @@ class Weighing:
         weights = self.trainer.objective.image_weights(known[0], self._shares(known[0]), before)
         if not (weights > 0).any():
             raise ValueError(
-                f"no training image is left: at epoch {known[0]} none reaches discard_below. Lower it, or train longer "
-                "before."
+                f"no training image is left: at epoch {known[0]} {self.recipe.method} gives each the weight 0. Let it "
+                "leave out fewer (sphere_attack: --discard-below), or train longer before."
             )
         write_aside(path, lambda aside: _save(aside, weights))
         return weights
