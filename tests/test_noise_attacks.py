@@ -3,10 +3,12 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
+from conftest import small_classifier
 from scipy.stats import binom, norm
 from test_frontier import CLASSES, SIGMA, linear, nll, softmax
 
-from covkeras import objectives
+from covkeras import CertifiedTrainer, objectives
 from covkeras.moments import Context
 from covkeras.objectives.cat_rs import binomial
 
@@ -115,6 +117,51 @@ def test_the_stepped_consistency_is_consistency_of_the_stepped_copy(given, one_n
         still = objectives.SteppedConsistency(SIGMA, eps=0.0).attached(model)(images, labels, noise[:2], context)
         for got, wanted in zip(still[:3], plain(images, labels, noise[:2], context)[:3], strict=True):
             np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_the_detached_stepped_consistency_is_its_formula(given):
+    model, weights, (images, labels, noise), (x, n) = given
+    objective = objectives.SteppedConsistency(SIGMA, eps=0.8, detached=True).attached(model)
+    terms = objective(images, labels, noise[:2], TRAINING)
+    first, second = SIGMA * n[0], SIGMA * n[1]
+    moved = second + 0.8 * uphill(x, first, weights, np.eye(CLASSES)[labels])
+    both = np.stack([softmax((x + d) @ weights) for d in (first, moved * size(second) / size(moved))])
+    entropy = -(both.mean(0) * np.log(both.mean(0))).sum(-1)
+    np.testing.assert_allclose(terms.classification, nll(both, labels).mean(0) + 0.5 * entropy, rtol=5e-4)
+    np.testing.assert_allclose(terms.robustness, kl(both[0], both[1][None])[0], rtol=2e-3, atol=1e-5)
+    still = objective(images, labels, noise[:2], Context())
+    both = np.stack([softmax((x + d) @ weights) for d in (first, second)])
+    np.testing.assert_allclose(still.robustness, kl(both[0], both[1][None])[0], rtol=2e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("weights", [None, "ones", "some"])
+def test_the_detached_step_is_the_gradient_of_its_loss(rng, weights):
+    """One backward pass of the first copy, or with weights the trainer's own: the same weights after a step."""
+    images = rng.random((12, 8, 8, 1)).astype("float32")
+    labels, given = rng.integers(0, 3, 12), {None: None, "ones": np.ones(12), "some": rng.random(12)}[weights]
+    noise = tf.random.stateless_normal((2, 12, 8, 8, 1), [0, 0], alg="philox")
+
+    def trained(objective):
+        trainer = CertifiedTrainer(small_classifier(classes=3), objective)
+        trainer.compile(keras.optimizers.SGD(0.5))
+        before = trainer.classifier.get_weights()
+        trainer.train_on_batch(images, labels, sample_weight=given)
+        return before, trainer.classifier.get_weights()
+
+    objective = objectives.SteppedConsistency(0.5, lam=2.0, eps=0.4, detached=True)
+    before, after = trained(objective)
+    model = small_classifier(classes=3)
+    for variable, value in zip(model.weights, before, strict=True):
+        variable.assign(value)
+    plain = objective.attached(model)
+    with tf.GradientTape() as tape:
+        terms = plain(images, labels, noise, Context(training=True, weighted=True))
+        each = terms.classification + 2.0 * terms.robustness
+        loss = tf.reduce_mean(each if given is None else each * tf.cast(given, tf.float32))
+    slopes = tape.gradient(loss, model.trainable_variables)
+    for value, slope, now in zip(before, slopes, after, strict=True):
+        np.testing.assert_allclose(now, value - 0.5 * slope, rtol=1e-4, atol=1e-6)
+        assert np.abs(slope).max() > 1e-4
 
 
 def test_a_copy_without_a_gradient_keeps_its_noise(rng):

@@ -34,6 +34,7 @@ class Context:
         it. "linearise": mean and covariance of the layer alone, at samples of its Gaussian (`unknown.linearised`).
         "adjoint": the mean goes through the layer itself, whose own Jacobian the adjoint estimate then meets; the
         covariance is not carried on. None is that of the `Moments` layer or the network.
+    weighted: whether the images have weights, so that the loss is not their mean.
     plain: whether nonlinear layers that are not element-wise (a maximum, a norm, attention) act as themselves: the
         means are samples, or the adjoint estimate wants their Jacobian.
     """
@@ -45,6 +46,7 @@ class Context:
     regularise: bool = False
     epoch: object = 0
     unknown: str | None = None
+    weighted: bool = False
     plain: bool = False
 
     def activated(self, gaussian: Gaussian, activation: Activation) -> Gaussian:

@@ -28,18 +28,19 @@ def automatic() -> Iterator[None]:
         _AUTOMATIC.reset(token)
 
 
-def gradients_of(function: Callable, *tensors):
-    """Returns function's auxiliary value and the gradients of its scalar by `tensors`, on Keras' backend."""
+def gradients_of(function: Callable, *tensors, variables=()):
+    """Returns function's auxiliary value and the gradients of its scalar by `tensors`, and then by Keras `variables`
+    that it reads (None for one that it doesn't), on Keras' backend."""
     backend = config.backend()
     if backend == "tensorflow":
         import tensorflow as tf
 
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
+        with tf.GradientTape(watch_accessed_variables=bool(variables)) as tape:
             tape.watch(tensors)
             value, extra = function(*tensors)
-        return extra, tape.gradient(value, tensors)
+        return extra, tape.gradient(value, (*tensors, *variables))
     if backend == "jax":
-        return _gradients_of_jax(function, tensors)
+        return _gradients_of_jax(function, tensors, variables)
     raise NotImplementedError(f"gradients need Keras' tensorflow or jax backend, got {backend!r}.")
 
 
@@ -57,19 +58,20 @@ class _Assigned(StatelessScope):
         super().add_update(update)
 
 
-def _gradients_of_jax(function: Callable, tensors):
+def _gradients_of_jax(function: Callable, tensors, by=()):
     import jax
 
-    variables = {}
+    touched = {}
 
     def with_assignments(*given):
         with _Assigned() as scope:
-            value, extra = function(*given)
-        variables.update(scope.variables)
+            scope.state_mapping.update(zip(map(id, by), given[len(tensors) :], strict=True))
+            value, extra = function(*given[: len(tensors)])
+        touched.update(scope.variables)
         return value, (extra, {key: scope.state_mapping[key] for key in scope.variables})
 
-    every = tuple(range(len(tensors)))
-    gradients, (extra, assigned) = jax.grad(with_assignments, argnums=every, has_aux=True)(*tensors)
+    given = (*tensors, *(variable.value for variable in by))
+    gradients, (extra, assigned) = jax.grad(with_assignments, argnums=(*range(len(given)),), has_aux=True)(*given)
     for key, value in assigned.items():
-        variables[key].assign(value)
+        touched[key].assign(value)
     return extra, gradients

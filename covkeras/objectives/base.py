@@ -19,11 +19,13 @@ _UNREGISTERED = []
 class Step(typing.Protocol):
     """What a method may ask of the step it is called in; the rules' `moments.Context` is one.
 
-    training: whether it is a training step, or an evaluation. epoch: from 0, a number or an integer tensor.
+    training: whether it is a training step, or an evaluation. epoch: from 0, a number or an integer tensor. weighted:
+    whether the images have weights, so that the loss is not their mean.
     """
 
     training: bool
     epoch: object
+    weighted: bool
 
 
 @typing.dataclass_transform(

@@ -55,13 +55,13 @@ def consistency_terms(labels, logits, eta: float):
     log_each = ops.log_softmax(logits)
     log_mean = ops.logsumexp(log_each, 0) - math.log(logits.shape[0])
     mean = ops.exp(log_mean)
-    entropy = -ops.sum(_times_log(mean, log_mean), -1)
+    entropy = -ops.sum(times_log(mean, log_mean), -1)
     # sum_c Fbar (log Fbar - log F_i), averaged over the copies.
-    divergence = -entropy - ops.mean(ops.sum(_times_log(mean, log_each), -1), 0)
+    divergence = -entropy - ops.mean(ops.sum(times_log(mean, log_each), -1), 0)
     losses = [cross_entropy(labels, logits[i]) for i in range(logits.shape[0])]
     return sum(losses) / len(losses) + eta * entropy, divergence, log_mean
 
 
-def _times_log(p, log):
+def times_log(p, log):
     """p log, 0 where p is: a class that the classifier masks, by -inf, has no share in the sums or their gradient."""
     return p * ops.where(p > 0, log, 0.0)

@@ -188,7 +188,8 @@ class CertifiedTrainer(keras.Model):
 
     def _descend(self, batch: Batch, noise, epoch):
         """One update of the weights; returns as `_evaluated`."""
-        context = Context(training=True, kernels=COMPILED, regularise=True, epoch=epoch)
+        weighted = batch.weights is not None
+        context = Context(training=True, kernels=COMPILED, regularise=True, epoch=epoch, weighted=weighted)
         with tf.GradientTape() as tape:
             terms, regularisers, loss = self._evaluated(batch, noise, context)
             scaled = self.optimizer.scale_loss(loss)
