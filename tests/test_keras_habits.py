@@ -158,10 +158,12 @@ def test_negative_sample_weights_are_refused(data):
 
 
 @pytest.mark.parametrize(
-    "method", ["GaussianAugmentation", "Consistency", "Macer", "CovarianceRadius", "AdjointRadius"]
+    "method",
+    ["GaussianAugmentation", "Consistency", "Macer", "CovarianceRadius", "AdjointRadius", "SteppedConsistency"],
 )
 def test_xla_trains_the_same(data, method):
-    objective = getattr(objectives, method)(sigma=0.25)
+    options = {"detached": True} if method == "SteppedConsistency" else {}
+    objective = getattr(objectives, method)(sigma=0.25, **options)
     ours, theirs = small_classifier(), small_classifier()
     theirs.set_weights(ours.get_weights())
     history = fit(trainer_of(ours, objective, jit_compile=True), *data, batch_size=13)
@@ -177,13 +179,14 @@ def mirrored(make):
 
 
 @pytest.mark.parametrize(
-    "method", ["CrossEntropy", "GaussianAugmentation", "Consistency", "CovarianceRadius", "AdjointRadius"]
+    "method",
+    ["CrossEntropy", "GaussianAugmentation", "Consistency", "CovarianceRadius", "AdjointRadius", "SteppedConsistency"],
 )
 def test_two_replicas_and_an_incomplete_batch_equal_one_device(data, method):
     """8 images a batch, and 1 (none for the second replica), 3 (two and one) or 0 in the last, one after the other; all
     but the first method have one of these."""
-    options = {"gates": "propagated", "radius_every": 2} if method == "AdjointRadius" else {}
-    objective = getattr(objectives, method)(sigma=0.25, **options)
+    options = {"AdjointRadius": {"gates": "propagated", "radius_every": 2}, "SteppedConsistency": {"detached": True}}
+    objective = getattr(objectives, method)(sigma=0.25, **options.get(method, {}))
 
     def make():
         keras.utils.set_random_seed(1)
