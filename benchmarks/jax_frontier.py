@@ -178,11 +178,11 @@ def average_radius(chosen, counts, labels, sigma: float, n: int, alpha: float = 
 
 def choose(chain: Chain, sigma: float, lengths) -> None:
     """Ours on the held-out images: the length of the step at Consistency's lam, and then twice and half that lam."""
-    lam, tried = recipe_of(chain.protocol, Job("", OURS, sigma)).lam, {}
+    lam, tried = recipe_of(chain.protocol, Job("", "consistency", sigma)).lam, {}
     for eps, factor in [*((eps, 1.0) for eps in lengths), (None, 2.0), (None, 0.5)]:
         if eps is None:
             eps = max(tried, key=tried.get)
-        changes = {"lam": lam * factor, "eps": eps}
+        changes = {"lam": lam * factor, "eps": eps, "detached": False}
         found = chain.run(Job(f"choice_{sigma}_{eps}_{factor}", OURS, sigma, changes=changes, choice=True))
         if factor == 1.0:
             tried[eps] = found
@@ -216,7 +216,8 @@ def guarded(chain: Chain, job: Job) -> None:
         traceback.print_exc()
 
 
-# What was chosen, {sigma: (lam, eps)}, and in which order the others are trained.
+# What was chosen for ours with both copies' gradients (detached=False), {sigma: (lam, eps)}, and in which order the
+# others are trained.
 CHOSEN = {"mnist": {0.25: (10.0, 0.5), 0.5: (5.0, 1.0), 1.0: (5.0, 0.5)}, "cifar10": {0.5: (10.0, 1.0)}}
 LENGTHS = {0.25: (1.0, 0.5, 0.25, 1.5, 2.0), 0.5: (1.0, 0.5, 1.5, 2.0, 3.0), 1.0: (1.0, 0.5, 1.5, 2.0, 3.0)}
 RIVALS = {
@@ -234,7 +235,7 @@ def chains_of(protocol: str) -> dict:
     n, seeds = (20_000, (0, 1, 2)) if protocol == "mnist" else (10_000, (0, 1))
     found = {}
     for sigma, (lam, eps) in CHOSEN[protocol].items():
-        methods = {PLAIN: {}, "consistency": {}, OURS: {"lam": lam, "eps": eps}}
+        methods = {PLAIN: {}, "consistency": {}, OURS: {"lam": lam, "eps": eps, "detached": False}}
         found[f"final_{sigma}"] = lambda c, s=sigma, m=methods: finals(c, s, m, n, seeds)
         found[f"rivals_{sigma}"] = lambda c, s=sigma: rivals(c, s, RIVALS[protocol][s], n)
         if protocol == "mnist":

@@ -43,7 +43,7 @@ def test_run_trains_certifies_and_reports(tmp_path):
     again = run(*QUICK, "--run-dir", folder)
     assert again.returncode == 0 and again.stdout == done.stdout
     other = run(*QUICK, "--lam", "3", "--run-dir", folder)
-    assert other.returncode == 2 and "holds another recipe (lam: 10.0 there, 3.0 here)" in other.stderr
+    assert other.returncode == 2 and "holds another recipe (lam: 2.0 there, 3.0 here)" in other.stderr
 
 
 @pytest.mark.parametrize(
