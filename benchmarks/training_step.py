@@ -83,6 +83,8 @@ def measure(title: str, rounds: int) -> list[list[str]]:
         ),
         "Consistency, 2 copies": objectives.Consistency(0.5),
         "Consistency, antithetic": objectives.Consistency(0.5, antithetic=True),
+        "stepped_consistency": objectives.SteppedConsistency(0.5),
+        "stepped_consistency, detached": objectives.SteppedConsistency(0.5, detached=True),
         "adjoint_radius of every image": objectives.AdjointRadius(0.5),
         "adjoint_radius of every 2nd image": objectives.AdjointRadius(0.5, radius_every=2),
         "adjoint_radius of every 4th image": objectives.AdjointRadius(0.5, radius_every=4),

@@ -87,7 +87,7 @@ def test_stopped_covariance_gradient_keeps_the_loss_and_changes_the_gradient(rng
     np.testing.assert_allclose(full[-1], stopped[-1], rtol=1e-4, atol=1e-7)
 
 
-@pytest.mark.parametrize("first, taken", [(-3.0, True), (-0.68, True), (-0.67, False), (3.0, False)])
+@pytest.mark.parametrize("first, taken", [(-0.68, True), (-0.67, False)])
 def test_the_covariance_gradient_of_every_fourth_step_is_one_or_the_other(rng, first, taken):
     """Phi(-.6745) = 1/4: by the noise's first number the step is the full one's, or the stopped one's."""
     classifier = small_classifier()
