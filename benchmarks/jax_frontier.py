@@ -1,7 +1,8 @@
 """The methods' frontier on one GPU: every method of a protocol trained and voted on through Keras' JAX backend.
 
+    python benchmarks/jax_votes.py --make-images mnist --data-dir DIR --data IMAGES.npz          where TensorFlow is
     KERAS_BACKEND=jax python benchmarks/jax_frontier.py mnist --data IMAGES.npz --out FOLDER --seconds 400
-    python benchmarks/jax_votes.py FOLDER                  where TensorFlow is: certificates, tables
+    python benchmarks/jax_votes.py FOLDER --data IMAGES.npz --out OUT.json                       certificates, tables
 
 Each chain of trainings (`chains_of`) is a process of its own, so that one compiles while others run. Whatever is
 finished is in the folder when the time is over: begin with `--chains choice_0.5 ...`, put what was chosen into CHOSEN,
@@ -107,9 +108,7 @@ class Chain:
             teacher = [*values[0], *values[1]]
         images, labels = self.training(recipe)
         shape, classes = images.shape[1:], int(self.labels["train"].max()) + 1
-        free = set(recipe.objective().get_config()) & {
-            k for k, v in recipe.objective().get_config().items() if isinstance(v, float)
-        }
+        free = jt.Fit.traced(recipe.objective())
         fixed = {k: v for k, v in recipe.hyper.items() if k not in free}
         if "radius" in job.method:
             fixed = {**recipe.hyper, "sigma": recipe.sigma}

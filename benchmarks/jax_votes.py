@@ -17,6 +17,7 @@ startup.quiet_tensorflow()
 
 import numpy as np  # noqa: E402
 
+from covkeras import datasets  # noqa: E402
 from covkeras.certification.cohen import bounds_of  # noqa: E402
 from covkeras.reports.pages import plain  # noqa: E402
 
@@ -112,14 +113,20 @@ def plot(rows: list[dict], radii: list, path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folders", nargs="+", type=Path)
+    parser.add_argument("folders", nargs="*", type=Path)
+    parser.add_argument("--make-images", metavar="NAME", help="write the data set's images into --data, and stop")
+    parser.add_argument("--data-dir", help="folder of prepared TFDS data sets")
     parser.add_argument("--data", required=True, help="the images of jax_frontier.py")
-    parser.add_argument("--out", required=True, type=Path, help="a .json file of rows: those with seed 0")
-    parser.add_argument("--command", required=True, help="what made them, for the record")
+    parser.add_argument("--out", type=Path, help="a .json file of rows: those with seed 0")
+    parser.add_argument("--command", default="", help="what made them, for the record")
     parser.add_argument("--machine", default="one NVIDIA H200, float32 with TF32 products")
     parser.add_argument("--thin", type=int, default=0, help="rows of so many of the votes, too, on every other image")
     parser.add_argument("--plot", type=Path, help="a .png file of the curves")
     asked = parser.parse_args()
+    if asked.make_images:
+        return make_images(asked)
+    if not (asked.folders and asked.out):
+        parser.error("name the folders of votes, and --out")
     labels = np.load(asked.data)["test_y"].astype(int)
     # A training that was repeated counts once.
     keys = ("method", "sigma", "seed", "n", "hyper")
@@ -144,6 +151,14 @@ def main() -> None:
         write(beside(f"{asked.out.stem}_thinned.json"), [thinned(*one, labels, asked.thin) for one in some], asked)
     if asked.plot:
         plot(rows, radii, asked.plot)
+
+
+def make_images(asked) -> None:
+    parts = {}
+    for split in ("train", "validation", "test"):
+        data = datasets.load(asked.make_images, split, asked.data_dir)
+        parts |= {f"{split}_x": data.images, f"{split}_y": data.labels.astype(np.uint8)}
+    np.savez_compressed(asked.data, **parts)
 
 
 def write(path: Path, rows: list[dict], asked) -> None:
