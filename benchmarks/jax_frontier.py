@@ -30,14 +30,13 @@ PROTOCOLS = ("mnist", "cifar10")
 
 @dataclasses.dataclass
 class Job:
-    """One training and its votes. start, taught: a label whose weights it begins with, or learns from."""
+    """One training and its votes. taught: a label whose weights it learns from."""
 
     label: str
     method: str
     sigma: float
     seed: int = 0
     changes: dict = dataclasses.field(default_factory=dict)
-    start: str = ""
     taught: str = ""
     choice: bool = False
     n: int = 0
@@ -46,17 +45,13 @@ class Job:
 
 
 def recipe_of(protocol: str, job: Job):
-    from covkeras.experiments.recipes import find, scaled
+    from covkeras.experiments.recipes import find
 
     recipe = find(f"{protocol}_protocol").replace(sigma=job.sigma, seed=job.seed, precision="float32")
     if protocol == "mnist":
         recipe = recipe.replace(epochs=24, decay_epochs=(8, 16))
     recipe = recipe.replace(train_on_validation=False) if job.choice else recipe
-    own = recipe.with_method(job.method)
-    changes = dict(job.changes)
-    if "epochs" in changes:
-        own = scaled(own, changes.pop("epochs"))
-    return own.replace(**changes)
+    return recipe.with_method(job.method).replace(**job.changes)
 
 
 class Chain:
@@ -116,8 +111,7 @@ class Chain:
         if key not in self.fits:
             self.fits[key] = jt.Fit(recipe, shape, classes, len(labels) // recipe.batch_size)
         fit = self.fits[key]
-        start = self.known(job.start) if job.start else None
-        values, accuracy = fit.run(recipe, images, labels, start, teacher)
+        values, accuracy = fit.run(recipe, images, labels, teacher)
         jax.block_until_ready(values)
         trained = time.time()
         self.keep(job.label, values, job.kept)

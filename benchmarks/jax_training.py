@@ -53,17 +53,14 @@ class Fit:
     def traced(objective) -> list[str]:
         return [k for k, v in objective.get_config().items() if isinstance(v, float)]
 
-    def run(self, recipe, images, labels, start=None, teacher=()):
-        """Returns the trained values (trainable, others), and the seconds an epoch took.
+    def run(self, recipe, images, labels, teacher=()):
+        """Returns the trained values (trainable, others), and the last epoch's training accuracy.
 
-        images: uint8 (count, h, w, c), on the device. labels: int32. start: values of the weights to begin with.
-        teacher: values of the teacher's.
+        images: uint8 (count, h, w, c), on the device. labels: int32. teacher: values of the teacher's weights.
         """
         own = build(recipe, self.shape, self.classes)
         trainable = [jnp.asarray(v.value) for v in own.trainable_variables]
         others = [jnp.asarray(v.value) for v in own.non_trainable_variables]
-        if start is not None:
-            trainable, others = ([jnp.asarray(v) + 0 for v in part] for part in start)
         state = (trainable, others, [v + 0 for v in self.fresh])
         objective, rng = recipe.objective(), np.random.default_rng(recipe.seed)
         numbers = {name: jnp.float32(getattr(objective, name)) for name in self.numbers}

@@ -53,13 +53,18 @@ def consistency_terms(labels, logits, eta: float):
     """labels (batch,), logits (k, batch, classes) of the copies -> mean_i CE_i + eta H(Fbar), mean_i KL(Fbar || F_i),
     both (batch,), and log Fbar (batch, classes)."""
     log_each = ops.log_softmax(logits)
-    log_mean = ops.logsumexp(log_each, 0) - math.log(logits.shape[0])
-    mean = ops.exp(log_mean)
-    entropy = -ops.sum(times_log(mean, log_mean), -1)
+    mean, log_mean, entropy = mean_of(log_each)
     # sum_c Fbar (log Fbar - log F_i), averaged over the copies.
     divergence = -entropy - ops.mean(ops.sum(times_log(mean, log_each), -1), 0)
     losses = [cross_entropy(labels, logits[i]) for i in range(logits.shape[0])]
     return sum(losses) / len(losses) + eta * entropy, divergence, log_mean
+
+
+def mean_of(log_each):
+    """log F_i (k, batch, classes) -> Fbar and log Fbar, (batch, classes), and H(Fbar), (batch,)."""
+    log_mean = ops.logsumexp(log_each, 0) - math.log(log_each.shape[0])
+    mean = ops.exp(log_mean)
+    return mean, log_mean, -ops.sum(times_log(mean, log_mean), -1)
 
 
 def times_log(p, log):

@@ -1,10 +1,8 @@
 """Consistency between a noisy copy and one moved along the first one's gradient (ours): two passes."""
 
-import math
-
 from covkeras.objectives.ascent import direction, one_each, renewed
 from covkeras.objectives.base import Objective, Step, nearest
-from covkeras.objectives.consistency import PUBLISHED_LAM, consistency_terms, times_log
+from covkeras.objectives.consistency import PUBLISHED_LAM, consistency_terms, mean_of, times_log
 from covkeras.objectives.terms import Terms, cross_entropy, is_right
 from covkeras.runtime import fields
 from covkeras.runtime.later import Later
@@ -55,9 +53,8 @@ class SteppedConsistency(Objective):
         if not self.detached:
             return Terms(*consistency_terms(labels, ops.stack([logits, other]), self.eta))
         log = ops.log_softmax(ops.stack([ops.stop_gradient(logits), other]))
-        known, log_mean = ops.exp(log[0]), ops.logsumexp(log, 0) - math.log(2.0)
+        known, (_, log_mean, entropy) = ops.exp(log[0]), mean_of(log)
         divergence = ops.sum(times_log(known, log[0]) - times_log(known, log[1]), -1)
-        entropy = -ops.sum(times_log(ops.exp(log_mean), log_mean), -1)
         return Terms(0.5 * (loss + cross_entropy(labels, other)) + self.eta * entropy, divergence, log_mean)
 
     def _first(self, noisy, labels, context):
