@@ -4,11 +4,14 @@
     python benchmarks/certification.py --only "resnet" --rounds 15
 
 Both sides run in turn in one process; a figure is the median of the rates' ratio within a round. 1 means that drawing
-the noise, counting the votes and looping cost nothing. Measured on two cores with AVX-512, by the first command:
+the noise, counting the votes and looping cost nothing. Measured on two cores with AVX-512, `--rounds 9`:
 
-    LeNet 28 x 28, float32               0.88 (0.85 to 0.89), shared noise 0.96
-    LeNet 28 x 28, bfloat16, no AMX      0.84 (0.76 to 0.85), shared noise 0.95 (before the look-up was compiled)
-    PreActResNet-18 32 x 32, float32     0.97 (0.96 to 0.99), shared noise 1.00
+    LeNet 28 x 28, float32               0.94 (0.93 to 0.94), shared noise 0.96
+    LeNet 28 x 28, bfloat16, no AMX      0.90 (0.86 to 0.92), shared noise 0.98
+    PreActResNet-18 32 x 32, float32     0.97 (0.95 to 1.00), shared noise 0.98
+
+With a loop over an image's blocks inside the one over the images, where no batch's noise was drawn while another was
+classified, the first figure was 0.87 (0.85 to 0.89) on that machine.
 """
 
 import argparse

@@ -71,12 +71,13 @@ def test_votes_are_the_classes_of_the_noisy_copies(rng):
     """The loop, its remainder and its noise against a plain evaluation of the same stream."""
     classifier = small_classifier()
     smoothed = SmoothedClassifier(classifier, 0.5, batch_size=32, noise="gaussian")
-    image = grid_images(rng, 1, 8)[0]
-    votes = smoothed.ballot.count(image[None], [11], ESTIMATION, 75, seed=4)[0]
-    noise = [GaussianNoise(0.5).draw(4, 11, ESTIMATION, block, (32, 8, 8, 1))[0] for block in range(3)]
-    copies = image + np.concatenate(noise)[:75]
-    assert np.array_equal(votes, np.bincount(np.argmax(classifier(copies), 1), minlength=3))
-    assert votes.dtype == np.int64 and votes.sum() == 75
+    images = grid_images(rng, 2, 8)
+    both = smoothed.ballot.count(images, [11, 4], ESTIMATION, 75, seed=4)
+    for image, index, votes in zip(images, (11, 4), both, strict=True):
+        noise = [GaussianNoise(0.5).draw(4, index, ESTIMATION, block, (32, 8, 8, 1))[0] for block in range(3)]
+        copies = image + np.concatenate(noise)[:75]
+        assert np.array_equal(votes, np.bincount(np.argmax(classifier(copies), 1), minlength=3))
+        assert votes.dtype == np.int64 and votes.sum() == 75
 
 
 def test_non_finite_logits_vote_for_nobody(rng):

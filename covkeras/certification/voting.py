@@ -80,25 +80,29 @@ class Ballot:
         batch = tf.minimum(n, self.batch_size)
         blocks, positions = (n + batch - 1) // batch, tf.range(batch, dtype=tf.int64)
         shape = tf.concat([[batch], tf.constant(self.image_shape, tf.int64)], 0)
+        size, replica = tf.shape(images, tf.int64)[0], tf.cast(replica, tf.int64)
 
         def draw(index, block):
             noise, counts = self.noise.draw(seed, index, phase=phase, block=block, shape=shape, compiled=compiled)
             return noise, counts & (positions < n - block * batch)
 
-        def step(block, counts):
-            common = draw(0, block) if self.shared else None
+        def add(i, drawn, counts):
+            votes = self.votes_of(self.noise.add(images[i], drawn[0]), drawn[1])
+            return tf.tensor_scatter_nd_add(counts, [[i]], [self.histogram(votes)])
 
-            def add(i, counts):
-                noise, wanted = common or draw(indices[i], block)
-                votes = self.votes_of(self.noise.add(images[i], noise), wanted)
-                return i + 1, tf.tensor_scatter_nd_add(counts, [[i]], [self.histogram(votes)])
+        def common(block, counts):
+            drawn = draw(0, block)
+            return block + replicas, _repeat(lambda i, c: (i + 1, add(i, drawn, c)), 0, size, counts)
 
-            inner = tf.while_loop(lambda i, _: i < tf.shape(images)[0], add, (0, counts), parallel_iterations=4)
-            return block + replicas, inner[1]
+        def own(place, counts):
+            i = place % size
+            return place + 1, add(i, draw(indices[i], replica + replicas * (place // size)), counts)
 
-        counts = tf.zeros([tf.shape(images)[0], self.num_classes], tf.int64)
-        start = (tf.cast(replica, tf.int64), counts)
-        return tf.while_loop(lambda block, _: block < blocks, step, start, parallel_iterations=4)[1]
+        counts = tf.zeros([size, self.num_classes], tf.int64)
+        if self.shared:
+            return _repeat(common, replica, blocks, counts)
+        # One loop, not one in another: the next batch's noise is drawn while this one is classified.
+        return _repeat(own, 0, (blocks - replica + replicas - 1) // replicas * size, counts)
 
     def votes_of(self, copies, wanted):
         """The copies' classes; `num_classes` where a copy counts for nobody."""
@@ -184,6 +188,12 @@ def rebuilt(classifier, precision: str | None, strategy=None):
     if precision is not None:
         _check_same(classifier, copy, 0.5, f"in {precision}")
     return copy
+
+
+def _repeat(step, start, end, counts):
+    """Returns the counts after step(i, counts) -> (next i, counts) for i from start while it is below end."""
+    start = tf.cast(start, tf.int64)
+    return tf.while_loop(lambda i, _: i < end, step, (start, counts), parallel_iterations=4)[1]
 
 
 def _twin(classifier, precision: str | None):
