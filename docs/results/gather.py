@@ -1,0 +1,118 @@
+"""Takes comparisons on CIFAR-10 into the committed figures, logs and picture.
+
+    python docs/results/gather.py COMPARISON [COMPARISON ...] --published LOG
+
+Each COMPARISON is a folder of `covkeras compare --recipe cifar10_protocol`. Its rows go to data/cifar10.json, their
+certificates to data/logs/; the differences, image by image, are computed anew for all rows of a sigma and seed, and
+images/cifar10_curve.png is drawn: without a COMPARISON from what is there. Then `python docs/results/build.py`.
+"""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from covkeras.certification.logs import sorted_certificates
+from covkeras.reports.pages import STYLES, legend, new_figure
+from covkeras.reports.shares import BINS
+
+HERE = Path(__file__).parent
+FILE, LOGS = HERE / "data" / "cifar10.json", HERE / "data" / "logs"
+PICTURE = HERE.parent / "images" / "cifar10_curve.png"
+TRAINING_IMAGES, EPOCHS = 50_000, 20
+NETWORK = "narrow_resnet, 308,746 weights (ours)"
+ESTIMATES = {"adjoint": "adjoint, calibrated gates", "paper": "paper (r_max 0.1)"}
+
+
+def rate() -> float:
+    """Training images a second with noise alone, float32, quiet (data/cifar10_choice.json)."""
+    rows = json.loads((HERE / "data" / "cifar10_choice.json").read_text())["rows"]
+    return rows[0]["float32"]
+
+
+def row_of(folder: Path, figures: dict) -> dict:
+    """Returns a method's row, and copies its certificates."""
+    recipe, label = figures["recipe"], figures["method"]
+    name = label.replace(":", ",")
+    log = f"cifar10_{name}_sigma{recipe['sigma']:g}_epochs{figures['epochs']}_seed{figures['seed']}.tsv"
+    shutil.copyfile(folder / "runs" / f"{name}-seed{figures['seed']}" / "certificates.tsv", LOGS / log)
+    row = {"network": NETWORK, "method": recipe["method"], "form": label.partition(":")[2], "sigma": recipe["sigma"]}
+    row |= {"seed": figures["seed"], "epochs": figures["epochs"], "n": recipe["certify_n"], "log": log}
+    row |= {"arithmetic": f"{recipe['precision']}, AVX-512"}
+    row |= {k: v for k, v in figures.items() if k in ("images", "ACR", "ACR se", "abstained", "p_A", "clean")}
+    row |= {k: v for k, v in figures.items() if k.startswith("acc at") or k == "step cost"}
+    for short, name in ESTIMATES.items():
+        known = (figures.get("fidelity") or {}).get(name) or {}
+        row |= {f"{short} rank": known.get("rank correlation"), f"{short} ratio": known.get("median ratio")}
+    return row
+
+
+def radii(row: dict) -> tuple[np.ndarray, np.ndarray]:
+    """Each image's index, and its certified radius, 0 where wrong or abstained."""
+    index, labels, certificates = sorted_certificates(LOGS / row["log"])
+    return index, np.where(certificates.label == labels, np.maximum(certificates.radius, 0.0), 0.0)
+
+
+def compare(rows: list[dict]) -> None:
+    """Adds to each row the differences from noise alone and from Consistency of its sigma and seed, and its hours."""
+    for row in rows:
+        row["hours"] = row.get("step cost", 1.0) * row["epochs"] * TRAINING_IMAGES / rate() / 3600
+        for other, title in (("gaussian_augmentation", "over Gaussian"), ("consistency", "over Consistency")):
+            same = [r for r in rows if r["method"] == other and r["epochs"] == EPOCHS]
+            same = [r for r in same if (r["sigma"], r["seed"]) == (row["sigma"], row["seed"]) and r is not row]
+            if same:
+                (index, mine), (there, its) = radii(row), radii(same[0])
+                if not np.array_equal(index, there):
+                    raise ValueError(f"{row['log']} and {same[0]['log']} are of different images")
+                row[title] = float((mine - its).mean())
+                row[f"{title} se"] = float((mine - its).std(ddof=1) / len(mine) ** 0.5)
+
+
+def draw(rows: list[dict], published: str) -> None:
+    """Certified accuracy against radius, the published log behind ours, and how sure the classifiers are."""
+    figure, (curve, shares) = new_figure(2)
+    index, labels, certificates = sorted_certificates(published)
+    kept = index % EPOCHS == 0
+    their = np.where(certificates.label == labels, np.maximum(certificates.radius, -1.0), -1.0)[kept]
+    at = np.linspace(0.0, 2.0, 401)
+    title = "ResNet-110, noise alone (published)"
+    curve.plot(at, [(their >= r).mean() for r in at], color="#bbbbbb", linewidth=3, label=title)
+    for i, row in enumerate(r for r in rows if r["sigma"] == 0.5 and r["seed"] == 0 and r["epochs"] == EPOCHS):
+        colour, style = STYLES[i % len(STYLES)]
+        _, labels, certificates = sorted_certificates(LOGS / row["log"])
+        right = certificates.label == labels
+        mine = np.where(right, certificates.radius, -1.0)
+        title = " ".join([row["method"], row["form"]]).strip()
+        curve.plot(at, [(mine >= r).mean() for r in at], color=colour, linestyle=style, linewidth=1.8, label=title)
+        found = np.histogram(certificates.p_lower[right], BINS)[0] / len(right)
+        shares.stairs(found, BINS, color=colour, linestyle=style, linewidth=1.6)
+    curve.set(xlabel="certified radius (Euclidean norm, pixels in [0, 1])", ylabel="certified accuracy", ylim=(0, 0.8))
+    shares.set(xlabel="lower bound on p_A of the right class", ylabel="share of images", xlim=(0.5, 1.0))
+    legend(figure, curve, 7)
+    figure.savefig(PICTURE, dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("comparisons", nargs="*", type=Path, metavar="COMPARISON", help="folders of covkeras compare")
+    parser.add_argument("--published", required=True, metavar="LOG", help="the published log of sigma 0.5")
+    flags = parser.parse_args()
+    data = json.loads(FILE.read_text())
+    found = {row["log"]: row for row in data["rows"]}
+    for folder in flags.comparisons:
+        for figures in json.loads((folder / "report" / "results.json").read_text())["rows"]:
+            row = row_of(folder, figures)
+            found[row["log"]] = row
+    rows = sorted(found.values(), key=lambda r: (-r["sigma"], r["epochs"] != EPOCHS, r["seed"], r["ACR"]))
+    compare(rows)
+    data["rows"] = rows
+    FILE.write_text(json.dumps(data, indent=1) + "\n")
+    draw(rows, flags.published)
+    for row in rows:
+        print(f"{row['sigma']:g} {row['seed']} {row['epochs']} {row['method']} {row['form']}: {row['ACR']:.3f}")
+
+
+if __name__ == "__main__":
+    main()
