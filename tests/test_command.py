@@ -12,7 +12,7 @@ import pytest
 
 from covkeras import models
 from covkeras.certification.noise import NOISES
-from covkeras.certification.voting import PRECISIONS
+from covkeras.certification.rebuilding import PRECISIONS
 from covkeras.commands.main import COMMANDS, main
 from covkeras.experiments import recipe
 

@@ -16,7 +16,8 @@ from covkeras.certification import cohen
 from covkeras.certification.certificates import Certificates, Predictions, RadiusDecisions
 from covkeras.certification.deciding import certify_at_each, certify_grid_each, certify_to_each
 from covkeras.certification.noise import make_noise
-from covkeras.certification.voting import PRECISIONS, Ballot, rebuilt
+from covkeras.certification.rebuilding import PRECISIONS, rebuilt
+from covkeras.certification.voting import Ballot
 from covkeras.runtime.adapting import adapt
 from covkeras.runtime.classifiers import (
     check_classifier,
