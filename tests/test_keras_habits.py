@@ -437,14 +437,20 @@ def test_a_classifier_of_any_image_size_trains(data):
 
 
 def test_layers_called_by_name_and_with_training(data):
-    """`layer(inputs=x)`, and a layer that the graph itself calls with training=False, as fine-tuning does."""
+    """`layer(inputs=x)`, and a layer that is frozen, and that the graph itself calls with training=False, as
+    fine-tuning does."""
     images = keras.Input((8, 8, 1))
     normal = layers.BatchNormalization(momentum=0.5)
     x = normal(layers.Conv2D(4, 3)(inputs=images), training=False)
     model = keras.Model(images, layers.Dense(3)(layers.Flatten()(layers.ReLU()(x))))
+    normal.trainable = False
     trainer = trainer_of(model, objectives.CovarianceRadius(0.25))
     fit(trainer, *data)
     assert (np.asarray(normal.moving_mean) == 0).all()
+    # Set free, it trains as in Keras, where the call of the whole model has the last word.
+    normal.trainable = True
+    fit(trainer_of(model, objectives.CovarianceRadius(0.25)), *data)
+    assert (np.asarray(normal.moving_mean) != 0).all()
     queries = keras.Input((8, 8, 1))
     flat = layers.Reshape((64, 1))(queries)
     attended = layers.Attention()([flat, flat])

@@ -128,6 +128,33 @@ def test_the_covariance_gradient_option_refuses_what_it_cannot_do():
         objectives.CovarianceRadius(0.5).attached(classifier)
 
 
+@pytest.mark.parametrize("noisy_mean", [False, True])
+def test_with_batch_normalization_the_classifier_itself_is_trained(noisy_mean, rng):
+    """Of the batch's statistics, and of the cross-entropy, are those of a noisy copy in the classifier; of the radius
+    the moments with the moving ones."""
+    normal = layers.BatchNormalization(momentum=0.5)
+    body = [layers.Conv2D(3, 3), normal, layers.ReLU(), layers.Flatten(), layers.Dense(3)]
+    classifier = keras.Sequential([keras.Input((6, 6, 1)), *body])
+    normal.moving_variance.assign([0.5, 2.0, 1.0])
+    images, labels = rng.random((8, 6, 6, 1)).astype("float32"), np.arange(8) % 3
+    noise = rng.normal(size=(1, *images.shape)).astype("float32")
+    twin = keras.models.clone_model(classifier)
+    twin.set_weights(classifier.get_weights())
+    logits = twin(images + 0.25 * noise[0], training=True)
+    objective = objectives.CovarianceRadius(0.25, noisy_mean=noisy_mean, r_max=0.1).attached(classifier)
+    assert objective.copies == 1
+    terms = objective(images, labels, noise, Context(training=True))
+    start = images + 0.25 * noise[0] if noisy_mean else images
+    # The averages have moved: the copy goes first.
+    radius = propagated_radius(MomentNetwork(twin, 0.25, 0.1)(start), 0.25, labels)
+    np.testing.assert_allclose(terms.radius, radius, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(terms.logits, logits, rtol=1e-5, atol=1e-6)
+    expected = keras.losses.sparse_categorical_crossentropy(labels, logits, from_logits=True)
+    np.testing.assert_allclose(terms.classification, expected, rtol=1e-5)
+    for ours, theirs in zip(classifier.get_weights(), twin.get_weights(), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+
+
 def test_the_published_codes_options_against_their_formulas(rng):
     """|S_12|, the sigma-free hinge, and .1 I after each ReLU, on a linear head over one hidden layer."""
     classifier = keras.Sequential([keras.Input((1, 2, 1)), layers.Flatten(), layers.Dense(3, "relu"), layers.Dense(2)])

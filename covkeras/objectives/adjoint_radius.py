@@ -5,12 +5,12 @@ import math
 
 from covkeras.objectives.base import Objective, nearest
 from covkeras.objectives.consistency import PUBLISHED_LAM, consistency_terms
-from covkeras.objectives.copies import logits_of
+from covkeras.objectives.copies import batch_normalizations, logits_of
 from covkeras.objectives.terms import Terms, cross_entropy
 from covkeras.runtime import fields
 from covkeras.runtime.later import Later
 
-keras, ops = Later("keras"), Later("keras.ops")
+ops = Later("keras.ops")
 adjoint, moments, rectifiers = (Later(f"covkeras.moments{m}") for m in (".adjoint", "", ".rectifiers"))
 
 RADIUS_LOSSES = ("hinge", "probit")
@@ -84,8 +84,7 @@ class AdjointRadius(Objective):
         }
 
     def attach(self, classifier) -> None:
-        kinds = (keras.layers.BatchNormalization,)
-        self._normalised = any(isinstance(layer, kinds) for layer in classifier._flatten_layers())
+        self._normalised = bool(batch_normalizations(classifier))
         if self._normalised and self.classify_on == "mean":
             raise ValueError(
                 "classify_on must be 'copy' for a classifier with BatchNormalization: only a noisy copy trains with "

@@ -2,7 +2,7 @@
 
 from covkeras.runtime.later import Later
 
-ops = Later("keras.ops")
+keras, ops = Later("keras"), Later("keras.ops")
 
 
 def copies_of(images, noise, sigma: float):
@@ -19,3 +19,8 @@ def logits_of(classifier, images, noise, sigma: float, training: bool):
     """Returns the logits of the copies, float32 (k, batch, classes), by one forward pass."""
     logits = ops.cast(classifier(copies_of(images, noise, sigma), training=training), "float32")
     return ops.reshape(logits, (noise.shape[0], -1, logits.shape[-1]))
+
+
+def batch_normalizations(classifier) -> list:
+    """Its layers that normalise by the batch: only what the classifier does to noisy copies may train them."""
+    return [layer for layer in classifier._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)]

@@ -4,11 +4,12 @@ import dataclasses
 
 from covkeras.objectives.ascent import uniforms
 from covkeras.objectives.base import Objective
+from covkeras.objectives.copies import batch_normalizations, logits_of
 from covkeras.objectives.terms import Terms, cross_entropy
 from covkeras.runtime import fields
 from covkeras.runtime.later import Later
 
-keras, moments, ops = Later("keras"), Later("covkeras.moments"), Later("keras.ops")
+moments, ops = Later("covkeras.moments"), Later("keras.ops")
 
 
 class CovarianceRadius(Objective):
@@ -18,6 +19,10 @@ class CovarianceRadius(Objective):
     much better than none (docs/results/digits.md). With rectifier="bivariate" the covariance is the mean of the batch's
     images' (on several replicas, of each one's own). drop_share is the paper's way with noisy labels (Sec. 4.2): of a
     batch's images the share with the largest propagated radius, of the predicted class, has no classification loss.
+
+    With BatchNormalization, unless it is frozen, the cross-entropy is that of a noisy copy, by the classifier itself (a
+    pass more), and the hinge takes the moving statistics: with a batch's own, of which the propagated variance is a
+    part, far too large in a deep network, the means were those of another function than the classifier.
     """
 
     name = "covariance_radius"
@@ -63,18 +68,24 @@ class CovarianceRadius(Objective):
 
     @property
     def copies(self) -> int:
-        return 1 if self.noisy_mean or self.covariance_gradient_every > 1 else 0
+        return 1 if self.noisy_mean or self.covariance_gradient_every > 1 or self._normalised else 0
 
     @classmethod
     def published(cls, data, sigma, epochs, switch_epoch) -> dict:
         # The paper switches lam on halfway; one noise sample in the mean is its published code's way.
         return {"lam": 4.0, "gamma": 8.0, "switch_epoch": epochs // 2, "noisy_mean": True}
 
+    @property
+    def _normalised(self) -> bool:
+        # Asked at every trace: frozen layers may be set free again.
+        found = batch_normalizations(self.network.classifier) if "network" in vars(self) else ()
+        return any(layer.trainable for layer in found)
+
     def attach(self, classifier) -> None:
         """Raises ValueError: a layer that leaves more behind than its output, where the step has two ways to go."""
-        kinds = (keras.layers.BatchNormalization,)
+        normal = batch_normalizations(classifier)
         for layer in classifier._flatten_layers() if self.covariance_gradient_every > 1 else ():
-            if getattr(layer, "activity_regularizer", None) or isinstance(layer, kinds):
+            if getattr(layer, "activity_regularizer", None) or layer in normal:
                 raise ValueError(
                     f"covariance_gradient_every must be 1 for a classifier with {layer.name} ({type(layer).__name__}): "
                     "neither moving averages nor activity regularisers get out of a step that goes one of two ways."
@@ -83,17 +94,23 @@ class CovarianceRadius(Objective):
 
     def __call__(self, images, labels, noise, context: "moments.Context") -> Terms:
         """images (batch, h, w, c), labels (batch,), noise (copies, batch, h, w, c) standard normal -> Terms."""
+        seen, training = None, context.training
+        if self._normalised:
+            copy = noise[:1]
+            seen = logits_of(self.network.classifier, images, noise=copy, sigma=self.sigma, training=training)[0]
+            context = dataclasses.replace(context, training=False, regularise=False)
         if self.noisy_mean:
             images = images + self.sigma * noise[0]
         logits = self._logits(images, noise, context)
+        seen = logits.mean if seen is None else seen
         radius = moments.propagated_radius(logits, self.sigma, labels, self.covariance_bound)
         # The radius is positive exactly where the mean's top class is the label.
         measured = radius / self.sigma if self.sigma_free_hinge else radius
         hinge = ops.where(radius > 0, ops.maximum(self.gamma - measured, 0.0), 0.0)
-        classification = cross_entropy(labels, logits.mean)
-        if self.drop_share and context.training:
+        classification = cross_entropy(labels, seen)
+        if self.drop_share and training:
             classification = classification * self._kept(moments.propagated_radius(logits, self.sigma), context.epoch)
-        return Terms(classification, hinge, logits.mean, radius)
+        return Terms(classification, hinge, seen, radius)
 
     def _logits(self, images, noise, context):
         """The logits' moments, with the covariance's gradient as this step has it."""
