@@ -145,7 +145,7 @@ def test_the_readmes_other_figures_are_of_the_committed_ones():
     at = [build.row_of("frontier", f"cat_rs; sigma {sigma}")["over ours"] for sigma in ("0.25", "1")]
     assert at[0] < 0 and f"at 1 CAT-RS does by {at[1]:.3f}" in prose
     natural = build.row_of("cifar10_gpu", "stepped_consistency; eps 1")["over Consistency"]
-    assert f"CIFAR-10 it is ahead by {natural:.3f}" in prose
+    assert f"CIFAR-10 the first form is ahead by {natural:.3f}" in prose
     assert f"for steps of {ahead['step cost']:.1f}" in prose
     assert f"takes {ours:.0f} samples in the median instead of 100,000" in prose
 

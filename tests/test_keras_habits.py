@@ -162,8 +162,7 @@ def test_negative_sample_weights_are_refused(data):
     ["GaussianAugmentation", "Consistency", "Macer", "CovarianceRadius", "AdjointRadius", "SteppedConsistency"],
 )
 def test_xla_trains_the_same(data, method):
-    options = {"detached": True} if method == "SteppedConsistency" else {}
-    objective = getattr(objectives, method)(sigma=0.25, **options)
+    objective = getattr(objectives, method)(sigma=0.25)
     ours, theirs = small_classifier(), small_classifier()
     theirs.set_weights(ours.get_weights())
     history = fit(trainer_of(ours, objective, jit_compile=True), *data, batch_size=13)
@@ -185,7 +184,7 @@ def mirrored(make):
 def test_two_replicas_and_an_incomplete_batch_equal_one_device(data, method):
     """8 images a batch, and 1 (none for the second replica), 3 (two and one) or 0 in the last, one after the other; all
     but the first method have one of these."""
-    options = {"AdjointRadius": {"gates": "propagated", "radius_every": 2}, "SteppedConsistency": {"detached": True}}
+    options = {"AdjointRadius": {"gates": "propagated", "radius_every": 2}}
     objective = getattr(objectives, method)(sigma=0.25, **options.get(method, {}))
 
     def make():

@@ -95,7 +95,7 @@ def test_the_sphere_attack_is_its_formula(given):
 @pytest.mark.parametrize("only_right", [False, True])
 def test_the_stepped_consistency_is_consistency_of_the_stepped_copy(given, one_noise, only_right):
     model, weights, (images, labels, noise), (x, n) = given
-    options = {"eps": 0.8, "one_noise": one_noise, "only_right": only_right}
+    options = {"eps": 0.8, "one_noise": one_noise, "only_right": only_right, "detached": False}
     objective = objectives.SteppedConsistency(SIGMA, **options).attached(model)
     terms = objective(images, labels, noise[:2], TRAINING)
     first, second = SIGMA * n[0], SIGMA * n[0 if one_noise else 1]
@@ -114,14 +114,15 @@ def test_the_stepped_consistency_is_consistency_of_the_stepped_copy(given, one_n
     # Without a step it is Consistency.
     plain = objectives.Consistency(SIGMA).attached(model)
     for context in (TRAINING, Context()):
-        still = objectives.SteppedConsistency(SIGMA, eps=0.0).attached(model)(images, labels, noise[:2], context)
+        objective = objectives.SteppedConsistency(SIGMA, eps=0.0, detached=False).attached(model)
+        still = objective(images, labels, noise[:2], context)
         for got, wanted in zip(still[:3], plain(images, labels, noise[:2], context)[:3], strict=True):
             np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_the_detached_stepped_consistency_is_its_formula(given):
     model, weights, (images, labels, noise), (x, n) = given
-    objective = objectives.SteppedConsistency(SIGMA, eps=0.8, detached=True).attached(model)
+    objective = objectives.SteppedConsistency(SIGMA, eps=0.8).attached(model)
     terms = objective(images, labels, noise[:2], TRAINING)
     first, second = SIGMA * n[0], SIGMA * n[1]
     moved = second + 0.8 * uphill(x, first, weights, np.eye(CLASSES)[labels])
@@ -148,7 +149,7 @@ def test_the_detached_step_is_the_gradient_of_its_loss(rng, weights):
         trainer.train_on_batch(images, labels, sample_weight=given)
         return before, trainer.classifier.get_weights()
 
-    objective = objectives.SteppedConsistency(0.5, lam=2.0, eps=0.4, detached=True)
+    objective = objectives.SteppedConsistency(0.5, lam=2.0, eps=0.4)
     before, after = trained(objective)
     model = small_classifier(classes=3)
     for variable, value in zip(model.weights, before, strict=True):
