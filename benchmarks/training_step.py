@@ -48,6 +48,7 @@ import tensorflow as tf  # noqa: E402
 from per_image_covariance import PerImageCovariance  # noqa: E402
 
 from covkeras import models, objectives  # noqa: E402
+from covkeras.objectives.copies import batch_normalizations  # noqa: E402
 from covkeras.reports import results as report  # noqa: E402
 from covkeras.runtime.timing import interleave, ratio_rows  # noqa: E402
 from covkeras.training.trainer import CertifiedTrainer  # noqa: E402
@@ -96,7 +97,8 @@ def measure(title: str, rounds: int) -> list[list[str]]:
         "adjoint_radius of every image, all noise sampled": objectives.AdjointRadius(0.5, sampled_share=1.0),
         "Consistency and it": objectives.AdjointRadius(0.5, sampled_share=1.0, consistency=5.0),
     }
-    if title != "narrow_resnet":
+    normalised = bool(batch_normalizations(build()))
+    if not normalised:
         on_the_mean = objectives.AdjointRadius(0.5, classify_on="mean")
         sides["adjoint_radius of every image, classified on the mean"] = on_the_mean
     for every in (4, 16):
@@ -105,7 +107,7 @@ def measure(title: str, rounds: int) -> list[list[str]]:
     fast = interleave({k: step(build, o, images, labels) for k, o in sides.items()}, rounds)
     rows = ratio_rows(title, fast)
     # Its steps differ: 16 of each side in a turn. Not behind batch normalisation.
-    if title != "narrow_resnet":
+    if not normalised:
         some = objectives.CovarianceRadius(0.5, covariance_gradient_every=4)
         mixed = {name: sides[name] for name in ("Gaussian augmentation", "covariance_radius")}
         mixed["covariance_radius, gradient in every 4th step"] = some

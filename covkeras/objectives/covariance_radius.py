@@ -94,21 +94,20 @@ class CovarianceRadius(Objective):
 
     def __call__(self, images, labels, noise, context: "moments.Context") -> Terms:
         """images (batch, h, w, c), labels (batch,), noise (copies, batch, h, w, c) standard normal -> Terms."""
-        seen, training = None, context.training
+        start = images + self.sigma * noise[0] if self.noisy_mean else images
         if self._normalised:
-            copy = noise[:1]
-            seen = logits_of(self.network.classifier, images, noise=copy, sigma=self.sigma, training=training)[0]
-            context = dataclasses.replace(context, training=False, regularise=False)
-        if self.noisy_mean:
-            images = images + self.sigma * noise[0]
-        logits = self._logits(images, noise, context)
-        seen = logits.mean if seen is None else seen
+            # The copy first: it moves the averages that the moments take.
+            seen = logits_of(self.network.classifier, images, noise[:1], self.sigma, context.training)[0]
+            logits = self._logits(start, noise, dataclasses.replace(context, training=False, regularise=False))
+        else:
+            logits = self._logits(start, noise, context)
+            seen = logits.mean
         radius = moments.propagated_radius(logits, self.sigma, labels, self.covariance_bound)
         # The radius is positive exactly where the mean's top class is the label.
         measured = radius / self.sigma if self.sigma_free_hinge else radius
         hinge = ops.where(radius > 0, ops.maximum(self.gamma - measured, 0.0), 0.0)
         classification = cross_entropy(labels, seen)
-        if self.drop_share and training:
+        if self.drop_share and context.training:
             classification = classification * self._kept(moments.propagated_radius(logits, self.sigma), context.epoch)
         return Terms(classification, hinge, seen, radius)
 

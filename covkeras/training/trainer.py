@@ -7,6 +7,7 @@ from covkeras.moments.dispatch import Context
 from covkeras.moments.quick import QUICK
 from covkeras.moments.rectifiers import Kernels
 from covkeras.objectives.base import attached
+from covkeras.objectives.copies import batch_normalizations
 from covkeras.objectives.terms import Terms
 from covkeras.runtime.classifiers import with_a_graph
 from covkeras.runtime.validation import check_count
@@ -304,4 +305,4 @@ class CertifiedTrainer(keras.Model):
 
     @property
     def _looks_at_batches(self) -> bool:
-        return any(isinstance(layer, keras.layers.BatchNormalization) for layer in self.classifier._flatten_layers())
+        return bool(batch_normalizations(self.classifier))

@@ -8,15 +8,19 @@ images/cifar10_curve.png is drawn: without a COMPARISON from what is there. Then
 """
 
 import argparse
+import itertools
 import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 
+from covkeras.certification import certified_accuracy
 from covkeras.certification.logs import sorted_certificates
+from covkeras.experiments.result import Result
 from covkeras.reports.pages import STYLES, legend, new_figure
-from covkeras.reports.shares import BINS
+from covkeras.reports.results import counted_radii
+from covkeras.reports.shares import BINS, shares_of
 
 HERE = Path(__file__).parent
 FILE, LOGS = HERE / "data" / "cifar10.json", HERE / "data" / "logs"
@@ -57,10 +61,10 @@ def row_of(folder: Path, figures: dict) -> dict:
     return row
 
 
-def radii(row: dict) -> tuple[np.ndarray, np.ndarray]:
-    """Each image's index, and its certified radius, 0 where wrong or abstained."""
-    index, labels, certificates = sorted_certificates(LOGS / row["log"])
-    return index, np.where(certificates.label == labels, np.maximum(certificates.radius, 0.0), 0.0)
+def result_of(row: dict) -> Result:
+    """A row's certificates, from its log."""
+    indices, labels, certificates = sorted_certificates(LOGS / row["log"])
+    return Result(" ".join([row["method"], row["form"]]).strip(), labels, certificates, indices=indices)
 
 
 def compare(rows: list[dict]) -> None:
@@ -72,31 +76,25 @@ def compare(rows: list[dict]) -> None:
             same = [r for r in rows if r["method"] == other and r["epochs"] == EPOCHS]
             same = [r for r in same if (r["sigma"], r["seed"]) == (row["sigma"], row["seed"]) and r is not row]
             if same:
-                (index, mine), (there, its) = radii(row), radii(same[0])
-                if not np.array_equal(index, there):
+                mine, its = result_of(row), result_of(same[0])
+                if not np.array_equal(mine.indices, its.indices):
                     raise ValueError(f"{row['log']} and {same[0]['log']} are of different images")
-                row[title] = float((mine - its).mean())
-                row[f"{title} se"] = float((mine - its).std(ddof=1) / len(mine) ** 0.5)
+                gain = counted_radii(mine) - counted_radii(its)
+                row[title], row[f"{title} se"] = float(gain.mean()), float(gain.std(ddof=1) / len(gain) ** 0.5)
 
 
 def draw(rows: list[dict], published: str) -> None:
     """Certified accuracy against radius, the published log behind ours, and how sure the classifiers are."""
     figure, (curve, shares) = new_figure(2)
-    index, labels, certificates = sorted_certificates(published)
-    kept = index % EPOCHS == 0
-    their = np.where(certificates.label == labels, np.maximum(certificates.radius, -1.0), -1.0)[kept]
-    at = np.linspace(0.0, 2.0, 401)
-    title = "ResNet-110, noise alone (published)"
-    curve.plot(at, [(their >= r).mean() for r in at], color="#bbbbbb", linewidth=3, label=title)
-    for i, row in enumerate(r for r in rows if r["sigma"] == 0.5 and r["seed"] == 0 and r["epochs"] == EPOCHS):
-        colour, style = STYLES[i % len(STYLES)]
-        _, labels, certificates = sorted_certificates(LOGS / row["log"])
-        right = certificates.label == labels
-        mine = np.where(right, certificates.radius, -1.0)
-        title = " ".join([row["method"], row["form"]]).strip()
-        curve.plot(at, [(mine >= r).mean() for r in at], color=colour, linestyle=style, linewidth=1.8, label=title)
-        found = np.histogram(certificates.p_lower[right], BINS)[0] / len(right)
-        shares.stairs(found, BINS, color=colour, linestyle=style, linewidth=1.6)
+    _, labels, certificates = sorted_certificates(published)
+    at, title = np.linspace(0.0, 2.0, 401), "ResNet-110, noise alone (published)"
+    curve.plot(at, certified_accuracy(certificates, labels, at), color="#bbbbbb", linewidth=3, label=title)
+    shown = [r for r in rows if r["sigma"] == 0.5 and r["seed"] == 0 and r["epochs"] == EPOCHS]
+    for (colour, style), one in zip(itertools.cycle(STYLES), map(result_of, shown), strict=False):
+        how = {"color": colour, "linestyle": style}
+        accuracy = certified_accuracy(one.certificates, one.labels, at)
+        curve.plot(at, accuracy, linewidth=1.8, label=one.name, **how)
+        shares.stairs(shares_of([one]), BINS, linewidth=1.6, **how)
     curve.set(xlabel="certified radius (Euclidean norm, pixels in [0, 1])", ylabel="certified accuracy", ylim=(0, 0.8))
     shares.set(xlabel="lower bound on p_A of the right class", ylabel="share of images", xlim=(0.5, 1.0))
     legend(figure, curve, 7)
