@@ -70,8 +70,8 @@ def measure(title: str, rounds: int) -> list[list[str]]:
 
 
 def certify(smoothed, images, n: int) -> None:
-    """The votes of every image, as `certify` counts them: image by image, or together where they share the noise."""
-    size = len(images) if smoothed.shared_noise else 1
+    """The votes of every image, as `certify` counts them: together where they share the noise, or are soon done."""
+    size = len(images) if smoothed.shared_noise or len(images) == IMAGES else 1
     for i in range(0, len(images), size):
         smoothed.ballot.count(images[i : i + size], range(i, i + size), ESTIMATION, n, 0)
 

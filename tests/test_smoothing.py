@@ -7,7 +7,7 @@ from conftest import grid_images, small_classifier
 from keras import layers
 
 from covkeras import SmoothedClassifier, average_certified_radius, models
-from covkeras.certification import GaussianNoise, records
+from covkeras.certification import GaussianNoise, cohen, records
 from covkeras.certification.noise import ESTIMATION, SELECTION
 from covkeras.certification.smoothing import default_batch_size
 from covkeras.runtime import devices
@@ -188,6 +188,17 @@ def test_shared_noise_is_that_of_index_0_whatever_the_group(rng):
     for name in ("label", "radius", "p_lower", "samples"):
         assert np.array_equal(getattr(whole, name)[order], getattr(part, name))
         assert np.array_equal(getattr(whole, name), [getattr(c, name)[0] for c in alone])
+
+
+def test_a_certificate_is_the_same_whatever_its_group(rng, monkeypatch):
+    """With noise of its own an image is certified alone while that is slow, and with others where it is quick."""
+    smoothed, images, runs = SmoothedClassifier(small_classifier(), 0.5, batch_size=64), grid_images(rng, 40, 8), []
+    for seconds, sizes in ((0.0, [1] * 40), (1e9, [1, 2, 4, 8, 16, 9])):
+        monkeypatch.setattr(cohen, "GROUP_SECONDS", seconds)
+        assert [p.stop - p.start for p in cohen._groups(False, 40)] == sizes
+        runs.append(smoothed.certify(images, n0=32, n=500, alpha=0.01, seed=9))
+    for name in ("label", "radius", "p_lower", "samples"):
+        assert np.array_equal(*(getattr(c, name) for c in runs))
 
 
 @pytest.mark.parametrize("shared", [False, True])

@@ -21,8 +21,9 @@ from covkeras.certification.confidence import (
 from covkeras.certification.noise import ESTIMATION, PREDICTION, SELECTION, check_seed
 from covkeras.runtime.validation import check_alpha, check_count, check_enough, check_enough_to_predict
 
-# Images certified together where they share their noise.
-GROUP = 16
+# Images certified together where they share their noise, and where all of them take no longer than so many seconds:
+# between groups no noise is drawn while a batch is classified. A certificate does not hang on its group.
+GROUP, GROUP_SECONDS = 16, 0.25
 
 
 def predict(smoothed, images, n, alpha, seed=0, indices=None, index=0) -> Predictions:
@@ -32,7 +33,7 @@ def predict(smoothed, images, n, alpha, seed=0, indices=None, index=0) -> Predic
     check_enough_to_predict("n", n, alpha)
     images, indices = smoothed.checked(images, indices, index)
     seed, counts = check_seed(seed), np.zeros((len(images), smoothed.num_classes), np.int64)
-    for part in _groups(smoothed, len(images)):
+    for part in _groups(smoothed.shared_noise, len(images)):
         counts[part] = smoothed.ballot.count(images[part], indices[part], PREDICTION, n, seed)
     smoothed.report_void(n - counts.sum(1), n, indices)
     second, first = np.sort(counts, 1)[:, -2:].T
@@ -50,7 +51,7 @@ def certify_each(
     check_enough("n", n, alpha)
     seed = check_seed(seed)
     images, indices = smoothed.checked(images, indices, index)
-    parts = _groups(smoothed, len(images))
+    parts = _groups(smoothed.shared_noise, len(images))
     how = {"n0": n0, "n": n, "alpha": alpha, "seed": seed, "runner_up": runner_up}
     done = (c for part in parts for c in _certify_group(smoothed, images[part], indices=indices[part], **how))
     return enumerate(done)
@@ -95,7 +96,13 @@ def _certify_group(smoothed, images, indices, n0, n, alpha, seed, runner_up) -> 
         yield Certificates.single(label if radius > 0 else ABSTAIN, radius, **known)
 
 
-def _groups(smoothed, count: int) -> list[slice]:
-    """The images that are sampled together: one at a time, or several where they share their noise."""
-    size = GROUP if smoothed.shared_noise else 1
-    return [slice(i, i + size) for i in range(0, count, size)]
+def _groups(shared_noise: bool, count: int) -> Iterator[slice]:
+    """The images that are sampled together: `GROUP` where they share their noise, else as many as are done soon."""
+    size, first = GROUP if shared_noise else 1, 0
+    while first < count:
+        start = time.perf_counter()
+        yield slice(first, min(first + size, count))
+        first += size
+        if not shared_noise:
+            each = (time.perf_counter() - start) / size
+            size = min(2 * size, GROUP, max(1, int(GROUP_SECONDS / each)))
