@@ -1,9 +1,11 @@
 """Every rule against 10^6 samples, where the rule's independence assumption holds; against closed forms elsewhere."""
 
+import keras
 import numpy as np
 import pytest
 from keras import layers
 
+from covkeras import MomentNetwork, SmoothedClassifier
 from covkeras.moments import Context, Gaussian, propagate
 
 DRAWS, CHUNK = 1_000_000, 50_000
@@ -247,6 +249,24 @@ def test_a_users_rule_is_found():
         return Gaussian(-gaussian.mean, gaussian.cov)
 
     assert propagate(Negate(), Gaussian(np.ones((1, 2), "float32"), np.eye(2))).mean[0, 0] == -1
+
+
+@pytest.mark.parametrize("mode", ["int8", "int4"])
+@pytest.mark.parametrize("inside", [False, True])
+def test_quantized_layers_are_refused_with_remedies_that_work(mode, inside, rng):
+    """Their kernels are whole numbers, a hundred times the weights they stand for."""
+    images = (rng.integers(0, 256, (4, 6, 8)) / 255).astype("float32")
+    start = keras.Input((6, 8))
+    layer = keras.layers.MultiHeadAttention(2, 4) if inside else keras.layers.Dense(3)
+    model = keras.Model(start, keras.layers.Flatten()(layer(start, start) if inside else layer(start)))
+    for part in layer._flatten_layers():
+        if hasattr(part, "kernel"):
+            part.quantize(mode)
+    with pytest.raises(NotImplementedError, match=f"is quantized .{mode}., and moment rules"):
+        MomentNetwork(model, sigma=0.1)
+    network = MomentNetwork(model, sigma=1e-4, unknown="linearise")
+    np.testing.assert_allclose(network(images).mean, model(images), atol=5e-3)
+    assert len(SmoothedClassifier(model, 0.1).certify(images, 10, 100, 0.01)) == 4
 
 
 @pytest.mark.parametrize("groups", [64, 32])

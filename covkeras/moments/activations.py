@@ -128,7 +128,7 @@ class ElementwiseFunction:
         slope = self.slope
         if slope is None:
             sd = standard_deviation(gaussian.cov, blocks(gaussian))
-            gate = expected_slope(self.function, wide(gaussian.mean), ops.cast(sd, "float32"), ORDER)
+            gate = expected_slope(self.function, wide(gaussian.mean), sd, ORDER)
             slope = ops.mean(ops.reshape(gate, (-1, gaussian.cov.shape[-1])), 0)
         if isinstance(slope, float):
             return slope * slope * gaussian.cov
@@ -278,7 +278,7 @@ def _relu(layer):
 
 def _prelu(layer):
     """alpha m + (1 - alpha) E u+ (exact); of alphas that differ from pixel to pixel the steepest bounds a channel."""
-    alpha = ops.cast(layer.alpha, "float32")
+    alpha = wide(ops.convert_to_tensor(layer.alpha))
 
     def expected(mean, sd):
         own = ops.cast(alpha, mean.dtype)

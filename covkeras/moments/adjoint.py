@@ -96,8 +96,10 @@ def adjoint_margin(
         if sd is None:
             continue
         excess = ops.stop_gradient(activation.excess(wide(pre), ops.cast(sd, wide(pre).dtype)))
-        variance = variance + _squares(wide(by_output) * ops.cast(sd, excess.dtype) * ops.sqrt(excess))
-    sd = ops.sqrt(ops.maximum(variance, 1e-24))
+        variance = variance + _squares(
+            ops.cast(by_output, excess.dtype) * ops.cast(sd, excess.dtype) * ops.sqrt(excess)
+        )
+    sd = ops.cast(ops.sqrt(ops.maximum(variance, 1e-24)), mean.dtype)
     return AdjointMargin(mean, sd, label=label, runner_up=runner_up, radius=network.sigma * mean / sd, logits=logits)
 
 

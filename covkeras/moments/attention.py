@@ -3,7 +3,7 @@
 from keras import ops
 
 from covkeras.moments.dispatch import propagate
-from covkeras.moments.gaussian import Gaussian, wide
+from covkeras.moments.gaussian import Gaussian
 from covkeras.moments.graph import Call
 from covkeras.moments.rules import check_one_block
 
@@ -27,11 +27,12 @@ def multi_head_attention(call: Call, gaussians, context) -> Gaussian:
             f"shape {tuple(value.mean.shape)}."
         )
     mean, weights = call([g.mean for g in given], return_attention_scores=True)
-    rows = ops.reshape(ops.transpose(wide(weights), (0, 2, 1, 3)), (-1, weights.shape[1], weights.shape[-1]))
+    weights = ops.cast(weights, value.cov.dtype)
+    rows = ops.reshape(ops.transpose(weights, (0, 2, 1, 3)), (-1, weights.shape[1], weights.shape[-1]))
     together = ops.mean(ops.matmul(rows, ops.transpose(rows, (0, 2, 1))), 0)
     # (in, heads, depth) and (heads, depth, out): Keras' own names, pinned by a test.
-    values, output = (ops.cast(d.kernel, "float32") for d in (layer._value_dense, layer._output_dense))
+    values, output = (ops.cast(d.kernel, value.cov.dtype) for d in (layer._value_dense, layer._output_dense))
     matrices = ops.einsum("ihd,hdo->hio", values, output)
-    half = ops.einsum("hio,ij->hjo", matrices, ops.cast(value.cov, "float32"))
+    half = ops.einsum("hio,ij->hjo", matrices, value.cov)
     cov = ops.einsum("hg,hjo,gjp->op", together, half, matrices)
     return Gaussian(mean, cov)

@@ -35,13 +35,13 @@ def bivariate(gaussian: Gaussian, activation: Activation, kernels: Kernels = PLA
     channels, slope = gaussian.cov.shape[-1], activation.slope
     sd = standard_deviation(gaussian.cov)
     correlation = gaussian.cov / (ops.expand_dims(sd, 0) * ops.expand_dims(sd, 1))
-    z = ops.reshape(ops.cast(gaussian.mean, "float32"), (-1, channels)) / sd
+    z = ops.reshape(ops.cast(gaussian.mean, sd.dtype), (-1, channels)) / sd
     gate = slope + (1.0 - slope) * gaussian_cdf(z)
     cov, power = 0.0, 1.0
     for k, a in enumerate(_coefficients(z, gate, slope), 1):
         power = power * correlation
         cov = cov + power * (ops.matmul(ops.transpose(a), a) / math.factorial(k))
-    cov = ops.expand_dims(sd, 0) * ops.expand_dims(sd, 1) * cov / ops.cast(ops.shape(z)[0], "float32")
+    cov = ops.expand_dims(sd, 0) * ops.expand_dims(sd, 1) * cov / ops.cast(ops.shape(z)[0], sd.dtype)
     excess = (1.0 - slope) ** 2 * relu_excess(z, ops.ones_like(sd))
     variance = ops.square(sd) * ops.mean(ops.square(gate) + excess, 0)
     cov = ops.where(ops.cast(ops.eye(channels), "bool"), ops.diag(variance), cov)

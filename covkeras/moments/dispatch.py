@@ -109,6 +109,11 @@ class _Propagate:
 
     def rule_for(self, layer):
         """Returns the rule of the layer's type, or of the nearest base whose `call` it has not changed."""
+        if mode := _quantized(layer):
+            raise NotImplementedError(
+                f"layer {layer.name!r} is quantized ({mode}), and moment rules take the weights that it was made of: "
+                f"take the classifier from before quantize(), {_REMEDIES}. Certification needs no moments."
+            )
         if isinstance(layer, Call):
             if rule := self._operations.get(type(layer.operation).__name__):
                 return rule
@@ -157,7 +162,7 @@ class _Propagate:
         return (linearised if context.unknown == "linearise" else mean_alone)(layer, gaussian, context)
 
     def _by_rule(self, layer, gaussian, context: Context) -> Gaussian:
-        rule = self.rule_for(layer)
+        rule, gaussian = self.rule_for(layer), _of_one_precision(gaussian)
         if context.rectify and self.kind_of(layer) == "elementwise":
             plain = dataclasses.replace(context, rectify=None)
             after = context.rectify(gaussian, Elementwise(layer, rule, plain))
@@ -189,6 +194,18 @@ class _Propagate:
         return "stock" if isinstance(layer, Call) else self._kinds.get(layer, "stock")
 
 
+def _of_one_precision(gaussian):
+    """The pair, or a list of them, with the covariances in float32, or in float64 where a mean is: behind a layer that
+    computes in it."""
+    given = gaussian if isinstance(gaussian, list) else [gaussian]
+    kind = keras.backend.standardize_dtype
+    wanted = "float64" if any(kind(g.mean.dtype) == "float64" for g in given) else "float32"
+    if all(kind(g.cov.dtype) == wanted for g in given):
+        return gaussian
+    cast = [Gaussian(g.mean, keras.ops.cast(g.cov, wanted)) for g in given]
+    return cast if isinstance(gaussian, list) else cast[0]
+
+
 def walks_its_graph(layer) -> bool:
     """Whether a layer is a model whose `call` is Keras' own walk through its graph."""
     if not isinstance(layer, keras.Model) or type(layer).call is keras.Model.call:
@@ -211,6 +228,14 @@ def _kind(layer, shape) -> str:
 
 
 _REMEDIES = "or make the network with unknown='linearise' (by samples of the layer alone), or unknown='adjoint'"
+
+
+def _quantized(layer) -> str | None:
+    """How a layer or one inside it is quantized: its kernel is integers then, or is cast on the way. A model's layers
+    are looked at one by one."""
+    layer = layer.operation if isinstance(layer, Call) else layer
+    inside = layer._flatten_layers() if isinstance(layer, keras.Layer) and not isinstance(layer, keras.Model) else []
+    return next((mode for part in inside if (mode := getattr(part, "quantization_mode", None))), None)
 
 
 def _no_rule(layer) -> str:

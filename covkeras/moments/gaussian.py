@@ -17,7 +17,7 @@ class Gaussian(NamedTuple):
     """Mean and covariance of noisy activations.
 
     mean: (batch, ..., P * channels), one mean per image and unit.
-    cov: (channels, channels), float32, in squared units of the mean; shared by all images and pixels. Where the last
+    cov: (channels, channels), float32 (float64 behind a layer that computes in it), in squared units of the mean; shared by all images and pixels. Where the last
     axis of `mean` is P times as long as `cov` (after Flatten), the covariance is block-diagonal: P blocks.
     """
 
@@ -41,18 +41,18 @@ class Gaussian(NamedTuple):
                 f"{self.cov.shape[-1]}: take it at the logits, not behind a Flatten."
             )
         factor = square_root(self.cov)
-        return probability().distributions.MultivariateNormalTriL(ops.cast(self.mean, "float32"), factor)
+        return probability().distributions.MultivariateNormalTriL(ops.cast(self.mean, factor.dtype), factor)
 
 
 def square_root(cov):
-    """Cholesky's factor of a covariance, float32, that may be singular: more classes than units before them, or classes
-    that move together. To the diagonal comes a millionth of its mean variance, and channels times float32's rounding of
-    its norm, what the factorisation itself may be off by."""
-    cov = ops.cast(cov, "float32")
+    """Cholesky's factor of a covariance, at least float32, that may be singular: more classes than units before them,
+    or classes that move together. To the diagonal comes a millionth of its mean variance, and channels times float32's
+    rounding of its norm, what the factorisation itself may be off by."""
+    cov = wide(cov)
     channels = cov.shape[-1]
     rounding = 2.4e-7 * channels * ops.sqrt(ops.sum(ops.square(cov)))
     jitter = 1e-6 * ops.maximum(ops.trace(cov) / channels, 1e-12) + rounding
-    return ops.cholesky(0.5 * (cov + ops.transpose(cov)) + jitter * ops.eye(channels))
+    return ops.cholesky(0.5 * (cov + ops.transpose(cov)) + jitter * ops.eye(channels, dtype=cov.dtype))
 
 
 def rescaled(cov, scale):
@@ -100,7 +100,8 @@ def margin(logits: Gaussian, labels=None, bound: bool = False):
     Returns:
         mean (batch,), negative where `labels` is not the top class; sd (batch,); c (batch,); c~ (batch,).
     """
-    mean, cov = wide(logits.mean), ops.cast(logits.cov, "float32")
+    mean = wide(logits.mean)
+    cov = ops.cast(logits.cov, mean.dtype)
     classes = mean.shape[-1]
     top = ops.argmax(mean, axis=-1) if labels is None else labels
     top = ops.cast(top, "int32")
@@ -126,7 +127,7 @@ def propagated_radius(logits: Gaussian, sigma: float, labels=None, bound: bool =
         labels: (batch,) integers; by default the top class, the paper's top-2 margin. bound: as in `margin`.
 
     Returns:
-        (batch,) float32, in the units of sigma; negative where `labels` is not the top class.
+        (batch,) at least float32, in the units of sigma; negative where `labels` is not the top class.
 
     Raises:
         ValueError: sigma is not positive.

@@ -34,7 +34,9 @@ def block_diagonal(name: str, gaussians, axis: int):
     sizes = [g.cov.shape[-1] for g in gaussians]
     rows = []
     for i, gaussian in enumerate(gaussians):
-        row = [gaussian.cov if i == j else ops.zeros((sizes[i], size), "float32") for j, size in enumerate(sizes)]
+        row = [
+            gaussian.cov if i == j else ops.zeros((sizes[i], size), gaussian.cov.dtype) for j, size in enumerate(sizes)
+        ]
         rows.append(ops.concatenate(row, axis=1))
     return ops.concatenate(rows, axis=0)
 

@@ -62,7 +62,7 @@ def dropout(layer, gaussian, context):
     if not context.training or layer.rate == 0:
         return gaussian
     extra = layer.rate / (1.0 - layer.rate)
-    cov = gaussian.cov * (1.0 + extra * ops.eye(gaussian.cov.shape[-1], dtype="float32"))
+    cov = gaussian.cov * (1.0 + extra * ops.eye(gaussian.cov.shape[-1], dtype=gaussian.cov.dtype))
     return Gaussian(layer(gaussian.mean, training=True), cov)
 
 
@@ -71,5 +71,5 @@ def gaussian_noise(layer, gaussian, context):
     """Outside training the identity. In training cov S + stddev^2 I, the layer's own noise propagated (exact)."""
     if not context.training:
         return gaussian
-    noise = layer.stddev**2 * ops.eye(gaussian.cov.shape[-1], dtype="float32")
+    noise = layer.stddev**2 * ops.eye(gaussian.cov.shape[-1], dtype=gaussian.cov.dtype)
     return Gaussian(gaussian.mean, gaussian.cov + noise)

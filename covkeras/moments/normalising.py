@@ -25,8 +25,8 @@ def _last_axis(layer, gaussian) -> None:
 def _normalised(layer, gaussian: Gaussian, context, mean, inverse, scale, cov=None) -> Gaussian:
     """What a norm makes of the pair: D S D, D^2 the mean of (scale / sd)^2 over batch and positions.
 
-    mean: (batch, ..., channels), float32, normalised. inverse: 1 / sd at each position, (batch, ..., 1 or channels).
-    scale: gamma, (channels,) or 1. cov: S, where it is not the input's.
+    mean: (batch, ..., channels), at least float32, normalised. inverse: 1 / sd at each position, (batch, ..., 1 or
+    channels). scale: gamma, (channels,) or 1. cov: S, where it is not the input's.
     """
     cov = gaussian.cov if cov is None else cov
     squares = ops.broadcast_to(ops.square(inverse), ops.shape(mean))
@@ -35,10 +35,10 @@ def _normalised(layer, gaussian: Gaussian, context, mean, inverse, scale, cov=No
     return Gaussian(mean, rescaled(cov, d))
 
 
-def _scale_and_shift(layer) -> tuple:
-    """gamma and beta, float32; 1 and 0 of a layer without."""
-    gamma = ops.cast(layer.gamma, "float32") if layer.scale else 1.0
-    return gamma, ops.cast(layer.beta, "float32") if layer.center else 0.0
+def _scale_and_shift(layer, dtype) -> tuple:
+    """gamma and beta; 1 and 0 of a layer without."""
+    gamma = ops.cast(layer.gamma, dtype) if layer.scale else 1.0
+    return gamma, ops.cast(layer.beta, dtype) if layer.center else 0.0
 
 
 def _centred(cov):
@@ -62,7 +62,7 @@ def layer_normalization(layer, gaussian, context):
     centred = mean - ops.mean(mean, -1, keepdims=True)
     noise = ops.trace(cov) / cov.shape[-1]
     inverse = ops.rsqrt(ops.mean(ops.square(centred), -1, keepdims=True) + noise + layer.epsilon)
-    gamma, shift = _scale_and_shift(layer)
+    gamma, shift = _scale_and_shift(layer, mean.dtype)
     return _normalised(layer, gaussian, context, centred * inverse * gamma + shift, inverse, gamma, cov)
 
 
@@ -74,7 +74,7 @@ def rms_normalization(layer, gaussian, context):
     mean = wide(gaussian.mean)
     noise = ops.trace(gaussian.cov) / gaussian.cov.shape[-1]
     inverse = ops.rsqrt(ops.mean(ops.square(mean), -1, keepdims=True) + noise + layer.epsilon)
-    gamma = ops.cast(layer.scale, "float32")
+    gamma = ops.cast(layer.scale, mean.dtype)
     return _normalised(layer, gaussian, context, mean * inverse * gamma, inverse, gamma)
 
 
@@ -106,5 +106,5 @@ def group_normalization(layer, gaussian, context):
     ones = ops.ones_like(centred)
     shape = (-1, *mean.shape[1:])
     centred, inverse = ops.reshape(centred * inverse, shape), ops.reshape(inverse * ones, shape)
-    gamma, shift = _scale_and_shift(layer)
+    gamma, shift = _scale_and_shift(layer, mean.dtype)
     return _normalised(layer, gaussian, context, centred * gamma + shift, inverse, gamma)

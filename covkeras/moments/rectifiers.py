@@ -212,7 +212,7 @@ class Elementwise(NamedTuple):
         return self.propagated(gaussian).cov
 
     def gated(self, mean, sd, kernels: Kernels = PLAIN):
-        sd = ops.cast(ops.stop_gradient(sd), "float32")
+        sd = wide(ops.stop_gradient(sd))
         # One block: each unit has an sd of its own.
         return self.rule(self.layer, Gaussian(mean, ops.diag(ops.square(sd))), self.context).mean
 

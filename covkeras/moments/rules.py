@@ -12,7 +12,7 @@ from keras import ops
 
 from covkeras.moments.activations import activation_for
 from covkeras.moments.dispatch import propagate
-from covkeras.moments.gaussian import Gaussian, blocks, rescaled
+from covkeras.moments.gaussian import Gaussian, blocks, rescaled, wide
 from covkeras.moments.gradients import custom_gradient
 
 # The linear layers.
@@ -25,7 +25,7 @@ def quadratic_form(kernel, cov):
         kernel: (k, inputs, outputs). cov: (inputs, inputs), symmetric.
 
     Returns:
-        (outputs, outputs), float32.
+        (outputs, outputs), in the dtype of cov.
     """
 
     @custom_gradient
@@ -47,7 +47,7 @@ def quadratic_form(kernel, cov):
 
         return value, gradient
 
-    return form(ops.cast(kernel, "float32"), ops.cast(cov, "float32"))
+    return form(ops.cast(kernel, cov.dtype), cov)
 
 
 def _biased(layer, mean):
@@ -141,7 +141,7 @@ def depthwise_convolution(layer, gaussian, context):
 
 def _depthwise_cov(layer, kernel, gaussian, context, multiplier: int):
     """(1 + r_max) S_cd sum_k w_kc w_kd; multiplier: outputs of each input channel."""
-    flat = ops.cast(ops.reshape(kernel, (math.prod(layer.kernel_size), -1)), "float32")
+    flat = ops.cast(ops.reshape(kernel, (math.prod(layer.kernel_size), -1)), gaussian.cov.dtype)
     repeated = ops.repeat(ops.repeat(gaussian.cov, multiplier, axis=0), multiplier, axis=1)
     return (1.0 + context.r_max) * ops.matmul(ops.transpose(flat), flat) * repeated
 
@@ -216,7 +216,7 @@ def dense(layer, gaussian, context):
 
 def scaled(gaussian, mean, scale):
     """cov D S D with D the diagonal of `scale`, a number or (channels,)."""
-    scale = ops.cast(scale, "float32")
+    scale = ops.cast(scale, gaussian.cov.dtype)
     if len(scale.shape) == 0:
         return Gaussian(mean, scale * scale * gaussian.cov)
     return Gaussian(mean, rescaled(gaussian.cov, scale))
@@ -231,17 +231,17 @@ def batch_normalization(layer, gaussian, context):
     check_one_block(layer, gaussian)
     if layer.axis not in (-1, len(gaussian.mean.shape) - 1):
         raise NotImplementedError(f"BatchNormalization (layer {layer.name!r}) must normalise the last axis.")
-    mean = ops.cast(gaussian.mean, "float32")
-    center, variance = layer.moving_mean, layer.moving_variance
+    mean = wide(gaussian.mean)
+    center, variance = (ops.cast(moving, mean.dtype) for moving in (layer.moving_mean, layer.moving_variance))
     if context.training and layer.trainable:
         axes = list(range(len(mean.shape) - 1))
         center, variance = ops.moments(mean, axes=axes, synchronized=layer.synchronized)
-        variance = variance + ops.diagonal(gaussian.cov)
+        variance = variance + ops.cast(ops.diagonal(gaussian.cov), mean.dtype)
         for moving, batch in ((layer.moving_mean, center), (layer.moving_variance, variance)):
             moving.assign(moving * layer.momentum + ops.cast(batch, moving.dtype) * (1.0 - layer.momentum))
-    scale = ops.rsqrt(ops.convert_to_tensor(variance) + layer.epsilon)
-    scale = scale * layer.gamma if layer.scale else scale
-    shift = -center * scale + (layer.beta if layer.center else 0.0)
+    scale = ops.rsqrt(variance + layer.epsilon)
+    scale = scale * ops.cast(layer.gamma, mean.dtype) if layer.scale else scale
+    shift = -center * scale + (ops.cast(layer.beta, mean.dtype) if layer.center else 0.0)
     return scaled(gaussian, ops.cast(mean * scale + shift, layer.compute_dtype), scale)
 
 
@@ -254,7 +254,7 @@ def normalization(layer, gaussian, context):
             f"Normalization (layer {layer.name!r}) has a moment rule for one variance per channel, got shape "
             f"{tuple(variance.shape)}. Build it with axis=-1 or axis=None."
         )
-    variance = ops.reshape(ops.cast(variance, "float32"), () if math.prod(variance.shape) == 1 else (-1,))
+    variance = ops.reshape(ops.cast(variance, gaussian.cov.dtype), () if math.prod(variance.shape) == 1 else (-1,))
     sd = ops.maximum(ops.sqrt(variance), keras.config.epsilon())
     return scaled(gaussian, layer(gaussian.mean), sd if layer.invert else 1.0 / sd)
 

@@ -43,7 +43,8 @@ def _pairs(gaussian: Gaussian, seed: int):
     parts = (*mean.shape[1:-1], blocks(gaussian), channels)
     # Numbers, not a generator's state: the same noise at every call, and no draw within a step.
     drawn = np.random.default_rng(seed).standard_normal((PAIRS, *parts)).astype("float32")
-    noise = ops.matmul(drawn, ops.transpose(square_root(gaussian.cov)))
+    factor = square_root(gaussian.cov)
+    noise = ops.cast(ops.matmul(ops.cast(drawn, factor.dtype), ops.transpose(factor)), mean.dtype)
     noise = ops.reshape(noise, (PAIRS, 1, *mean.shape[1:]))
     shape = (-1, *mean.shape[1:])
     return tuple(ops.cast(ops.reshape(mean[None] + side, shape), gaussian.mean.dtype) for side in (noise, -noise))
@@ -59,7 +60,7 @@ def _moments(layer, high, low) -> Gaussian:
     first = ops.reshape(0.5 * (wide(high) + wide(low)), (PAIRS, -1, *high.shape[1:]))
     odd = ops.reshape(0.5 * (wide(high) - wide(low)), (-1, channels))
     cov = ops.matmul(ops.transpose(odd), odd) / ops.cast(ops.shape(odd)[0], odd.dtype)
-    return Gaussian(ops.cast(ops.mean(first, 0), high.dtype), ops.cast(cov, "float32"))
+    return Gaussian(ops.cast(ops.mean(first, 0), high.dtype), cov)
 
 
 def _apply(layer, means: list, given, training: bool):

@@ -40,7 +40,7 @@ class Macer(Objective):
         """images (batch, h, w, c), labels (batch,), noise (k, batch, h, w, c) standard normal -> Terms."""
         logits = logits_of(self.classifier, images, noise=noise, sigma=self.sigma, training=context.training)
         probability = ops.mean(ops.softmax(logits), 0)
-        chosen = ops.one_hot(labels, logits.shape[-1])
+        chosen = ops.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
         classification = -ops.log(ops.sum(chosen * probability, -1) + 1e-10)
         q = ops.mean(ops.softmax(self.sharpness * logits), 0)
         own, other = ops.sum(chosen * q, -1), ops.max(q - chosen, -1)

@@ -75,7 +75,7 @@ class SteppedConsistency(Objective):
             # trainer's own does not go through the copy again.
             found = [(w, g) for w, g in zip(weights, by_weights, strict=True) if g is not None]
             linear = sum(ops.sum(ops.stop_gradient(ops.convert_to_tensor(g)) * w) for w, g in found)
-            linear = linear / ops.cast(ops.shape(noisy)[0], "float32")
+            linear = ops.cast(linear, each.dtype) / ops.cast(ops.shape(noisy)[0], each.dtype)
             each = ops.stop_gradient(each) + (linear - ops.stop_gradient(linear))
         return logits, each, gradient
 

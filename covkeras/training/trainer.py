@@ -26,6 +26,10 @@ def _compiled(kernel):
 COMPILED = Kernels(*(_compiled(kernel) for kernel in QUICK))
 
 
+def _narrow(tensor):
+    return tf.cast(tensor, tf.float32) if tensor.dtype == tf.float64 else tensor
+
+
 def _number(variable) -> float:
     """A scalar variable's or tensor's value. A mirrored variable has `numpy`, and no `float`."""
     return float(getattr(variable, "value", variable).numpy())
@@ -229,7 +233,8 @@ class CertifiedTrainer(keras.Model):
         """Returns the terms of this replica's images, the regularisers' sum, and this replica's share of the loss:
         gradients, and shares, are summed over the replicas."""
         terms = self.objective(batch.images, batch.labels, noise, context)
-        terms = Terms(*(batch.own(t) if tf.is_tensor(t) else t for t in terms))
+        # An image's numbers are float32 from here on, of a classifier in float64 too.
+        terms = Terms(*(batch.own(_narrow(t)) if tf.is_tensor(t) else t for t in terms))
         loss = self._share_of_mean(batch, terms.classification)
         if terms.robustness is not None:
             robustness = self._share_of_mean(batch, terms.robustness, terms.every)
