@@ -29,7 +29,9 @@ def parse(arguments=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=cli.Formatter, allow_abbrev=False
     )
-    parser.add_argument("classifier", type=user_path, help="the certified classifier, .keras or a SavedModel's folder")
+    parser.add_argument(
+        "classifier", type=user_path, help="the certified classifier, .keras, .h5 or a SavedModel's folder"
+    )
     cli.add_classifier_flags(parser)
     parser.add_argument("--certificates", required=True, type=user_path, metavar="FILE", help="its certificates.tsv")
     parser.add_argument(

@@ -51,14 +51,18 @@ def parse(arguments=None) -> argparse.Namespace:
         nargs="+",
         metavar="FILE",
         type=user_path,
-        help="the classifier, .keras or a SavedModel's folder; with --merge the shards",
+        help="the classifier, .keras, .h5 or a SavedModel's folder; with --merge the shards",
     )
     cli.add_classifier_flags(parser)
     parser.add_argument("--merge", metavar="OUT", type=user_path, help="merge shards into OUT instead of certifying")
     parser.add_argument(
         "--out", metavar="FILE", type=user_path, help="certificates, appended to (default: certificates.tsv)"
     )
-    parser.add_argument("--data", default="digits", help="data set (default: digits)")
+    parser.add_argument(
+        "--data",
+        default="digits",
+        help="data set: digits, a TFDS name, an .npz or a folder of image files (default: digits)",
+    )
     parser.add_argument(
         "--data-dir", metavar="DIR", type=user_path, help="of prepared TFDS data sets (default: TFDS's own)"
     )

@@ -9,12 +9,12 @@ from covkeras.experiments import recipes
 from covkeras.experiments.environment import Environment
 from covkeras.experiments.recipe import METHODS, Recipe, own_hyperparameters
 from covkeras.runtime import fields, startup
-from covkeras.runtime.files import user_path
+from covkeras.runtime.files import is_keras_file, user_path
 from covkeras.runtime.interrupts import Interrupted, Interrupts
 from covkeras.runtime.later import Later
 from covkeras.runtime.validation import check_between
 
-adapting, keras = Later("covkeras.runtime.adapting"), Later("keras")
+adapting, loading = Later("covkeras.runtime.adapting"), Later("covkeras.runtime.loading")
 
 
 class Formatter(argparse.RawDescriptionHelpFormatter):
@@ -120,8 +120,8 @@ def load_classifier(path: str, arguments: argparse.Namespace):
         ValueError, OSError: it is neither, or what `adapt` refuses.
     """
     told = (*arguments.input_range, arguments.ends_in, arguments.channels_first) != (0.0, 1.0, "logits", False)
-    if str(path).endswith(".keras") and not told:
-        return keras.models.load_model(path, compile=False)
+    if is_keras_file(path) and not told:
+        return loading.load_keras(path)
     return adapting.adapt(
         path,
         input_range=arguments.input_range,

@@ -24,7 +24,7 @@ diagnosis = Later("covkeras.reports.diagnosis")
 report = Later("covkeras.reports.report")
 toy = Later("covkeras.diagnostics.toy")
 jobs = Later("covkeras.experiments.jobs")
-keras = Later("keras")
+loading = Later("covkeras.runtime.loading")
 moments = Later("covkeras.moments")
 
 EXAMPLES = """examples:
@@ -84,7 +84,7 @@ def spread_over(names: list[str], count: int = 4) -> list[str]:
 
 def work(flags, stop) -> None:
     check_count("images", flags.images)
-    classifier = keras.models.load_model(flags.classifier, compile=False)
+    classifier = loading.load_keras(flags.classifier)
     network = moments.MomentNetwork(classifier, flags.sigma, flags.r_max)
     data = datasets.load(flags.data, "test", flags.data_dir, network.image_shape[0]).head(flags.images)
     check_fits(classifier, flags.data, data.image_shape, len(data.class_names))

@@ -2,6 +2,7 @@
 
 base           what every split is asked for; memory and stream, the two kinds
 prepared       data sets of tensorflow-datasets, read and never downloaded
+own            an .npz, or a folder of image files
 augmentation   crops and flips, each a function of its seed
 decoding       image files to pixels, the same as Pillow's
 labels         noisy ones
@@ -10,6 +11,7 @@ labels         noisy ones
 import os
 
 from covkeras.datasets.memory import ImageData, load_digits
+from covkeras.datasets.own import is_own, load_own
 from covkeras.datasets.prepared import PREPARED, load_prepared
 from covkeras.datasets.stream import ImageStream
 
@@ -26,8 +28,9 @@ def load(
     """Loads one fixed split of a data set. Nothing is ever downloaded.
 
     Args:
-        name: digits (embedded, 8 x 8), mnist, svhn, cifar10, imagenet, places365, or the name of any image
-            classification data set of TFDS.
+        name: digits (embedded, 8 x 8), mnist, svhn, cifar10, imagenet, places365, the name of any image classification
+            data set of TFDS; or the path of one's own: an .npz of x_train, y_train, x_test, y_test, or a folder of PNG
+            and JPEG files, train/CLASS/ and test/CLASS/.
         split: train, validation (the fixed tail of the training images), both together, or test.
         data_dir: the folder of prepared TFDS data sets; by default TFDS's own.
         image_size: height and width to resize to; 0 keeps what is stored.
@@ -38,10 +41,12 @@ def load(
     Raises:
         ValueError: an unknown name or split, with those that are known; no image classification data set.
         FileNotFoundError: the data set isn't prepared; the message holds the command that prepares it.
-        OSError: a record file is damaged.
+        OSError: a record file, or the .npz, is damaged.
     """
     if split not in (*SPLITS, JOINED):
         raise ValueError(f"split must be one of {', '.join((*SPLITS, JOINED))}, got {split!r}.")
     if name == "digits":
         return load_digits(split)
+    if name not in PREPARED and is_own(name):
+        return load_own(name, split, image_size)
     return load_prepared(name, split, None if data_dir is None else os.path.expanduser(data_dir), image_size)

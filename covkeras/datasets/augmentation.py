@@ -59,3 +59,11 @@ def centre_crop(image, size: int):
     side = tf.maximum(side - side // 8, 1)
     top, left = (shape[0] - side) // 2, (shape[1] - side) // 2
     return tf.image.resize(image[top : top + side, left : left + side], (size, size), antialias=True)
+
+
+def sized(image, size: int):
+    """`centre_crop` of an 8-bit image, rounded to 8 bits again."""
+    import tensorflow as tf
+
+    square = tf.round(centre_crop(tf.cast(image, tf.float32), size))
+    return tf.cast(tf.clip_by_value(square, 0, 255), tf.uint8)

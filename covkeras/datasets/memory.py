@@ -13,7 +13,7 @@ class ImageData(Split):
     """One split of a data set, in memory.
 
     images: (count, height, width, channels) uint8. labels: (count,) int64. class_names: one per label. name, split:
-    where it comes from.
+    where it comes from. digest: of a file's content, which its name doesn't tell.
     """
 
     name: str
@@ -21,6 +21,7 @@ class ImageData(Split):
     images: np.ndarray
     labels: np.ndarray
     class_names: tuple[str, ...]
+    digest: str = ""
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -71,10 +71,12 @@ def _builder(name: str, tfds_name: str, data_dir: str | None):
 
     try:
         return tfds.builder(tfds_name, data_dir=data_dir)
-    except tfds.core.registered.DatasetNotFoundError:
+    except (tfds.core.registered.DatasetNotFoundError, ValueError) as error:
+        if isinstance(error, ValueError) and "builder name" not in str(error):
+            raise
         raise ValueError(
-            f"data set must be one of digits, {', '.join(PREPARED)}, or a TFDS name, got {name!r}; TFDS knows none of "
-            f"that name{' in ' + data_dir if data_dir else ''}."
+            f"data set must be one of digits, {', '.join(PREPARED)}, a TFDS name, an .npz or a folder of image files, "
+            f"got {name!r}; TFDS knows none of that name{' in ' + data_dir if data_dir else ''}."
         ) from None
 
 
@@ -139,13 +141,12 @@ def _read(name, builder, split, data_dir, image_size, reader):
     if None in shape[:2] and not image_size:
         raise ValueError(f"the images of {name!r} vary in size: give --image-size, the height and width to resize to.")
     if image_size:
-        from covkeras.datasets.augmentation import centre_crop
+        from covkeras.datasets.augmentation import sized
 
-        def sized(record):
-            square = tf.round(centre_crop(tf.cast(record["image"], tf.float32), image_size))
-            return {**record, "image": tf.cast(tf.clip_by_value(square, 0, 255), tf.uint8)}
+        def resized(record):
+            return {**record, "image": sized(record["image"], image_size)}
 
-        records = records.map(sized, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        records = records.map(resized, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     try:
         parts = [(r["image"], r["label"]) for r in records.batch(1024).as_numpy_iterator()]
     except (tf.errors.DataLossError, tf.errors.InvalidArgumentError) as error:

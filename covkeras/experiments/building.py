@@ -9,6 +9,7 @@ from covkeras.experiments.recipe import DENOISERS, MODELS, objective_kind
 from covkeras.experiments.recipes import Recipe
 from covkeras.runtime.classifiers import check_fits, with_a_graph
 from covkeras.runtime.later import Later
+from covkeras.runtime.loading import load_keras
 from covkeras.training.schedules import WarmedUp
 
 # It needs TensorFlow, and an optimizer doesn't.
@@ -20,7 +21,7 @@ def build_classifier(recipe: Recipe, data):
     it from its file; with a denoiser in front where the recipe has one."""
     classifier = None
     if recipe.model not in MODELS:
-        classifier = with_a_graph(keras.models.load_model(recipe.model, compile=False))
+        classifier = with_a_graph(load_keras(recipe.model, "model"))
         check_fits(classifier, data.name, data.image_shape, len(data.class_names))
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(precision.settled(recipe, report=lambda text: None).precision)

@@ -133,6 +133,7 @@ def certify_images(
     check_labels(data.labels, len(data.class_names))
     # Checks the other arguments, before the file is made.
     work(data.floats(indices[:0]), indices[:0])
+    what = what | ({"data_digest": data.digest} if data.digest else {})
     with records.open_records(out, records.settings_of(certifier, **what)) as file:
         todo = undone(file, indices)
         append_each(

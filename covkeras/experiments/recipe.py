@@ -7,9 +7,10 @@ import json
 import os
 import sys
 
-from covkeras import objectives
+from covkeras import datasets, objectives
 from covkeras.datasets.augmentation import AUGMENTATIONS
 from covkeras.runtime import fields
+from covkeras.runtime.files import is_keras_file
 from covkeras.runtime.validation import check_enough
 
 METHODS = tuple(objectives.METHODS)
@@ -71,8 +72,15 @@ def _check_reference(name, value, why):
     return value if value == "none" else _check_method(name, split_method(value)[0], why) and value
 
 
+def _check_data(name, value, why):
+    if not isinstance(value, str):
+        raise ValueError(f"{name} must be text, got {value!r}. {why}")
+    # Whole, as a model's path.
+    return os.path.abspath(os.path.expanduser(value)) if datasets.is_own(value) else value
+
+
 def _check_model(name, value, why):
-    if str(value).endswith(".keras"):
+    if is_keras_file(value):
         # The whole path: the same command must find it from another folder, or be told that it is another.
         return os.path.abspath(os.path.expanduser(value))
     if value not in MODELS:
@@ -90,7 +98,9 @@ class Recipe:
 
     name: str = fields.text("digits", "the recipe's name")
     source: str = fields.text("", "where its values come from")
-    data: str = fields.text("digits", "data set")
+    data: str = fields.text(
+        "digits", "data set: digits, one of TFDS' names, an .npz, or a folder of image files", _check_data
+    )
     model: str = fields.text(
         "lenet",
         f"classifier: {', '.join(MODELS)}; or a .keras file, trained on from its weights in its own precision",

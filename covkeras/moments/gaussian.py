@@ -17,8 +17,9 @@ class Gaussian(NamedTuple):
     """Mean and covariance of noisy activations.
 
     mean: (batch, ..., P * channels), one mean per image and unit.
-    cov: (channels, channels), float32 (float64 behind a layer that computes in it), in squared units of the mean; shared by all images and pixels. Where the last
-    axis of `mean` is P times as long as `cov` (after Flatten), the covariance is block-diagonal: P blocks.
+    cov: (channels, channels), float32 (float64 behind a layer that computes in it), in squared units of the mean;
+    shared by all images and pixels. Where the last axis of `mean` is P times as long as `cov` (after Flatten), the
+    covariance is block-diagonal: P blocks.
     """
 
     mean: object

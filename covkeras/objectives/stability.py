@@ -8,7 +8,7 @@ from covkeras.objectives.terms import Terms, cross_entropy
 from covkeras.runtime import fields
 from covkeras.runtime.later import Later
 
-keras, ops = Later("keras"), Later("keras.ops")
+ops, loading = Later("keras.ops"), Later("covkeras.runtime.loading")
 
 
 class Stability(Denoising):
@@ -51,7 +51,7 @@ class Stability(Denoising):
 def _loaded(path: str, behind):
     """A surrogate, frozen. Raises ValueError: it takes other images. It may have other classes: it is only compared
     with itself."""
-    surrogate = keras.models.load_model(path, compile=False)
+    surrogate = loading.load_keras(path, "surrogate")
     if len(surrogate.inputs) != 1 or surrogate.inputs[0].shape[1:] != behind.inputs[0].shape[1:]:
         raise ValueError(
             f"surrogates must take the classifier's images, {tuple(behind.inputs[0].shape[1:])}, {path} takes "

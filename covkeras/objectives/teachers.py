@@ -6,7 +6,7 @@ from covkeras.objectives.base import Objective
 from covkeras.runtime import fields
 from covkeras.runtime.later import Later
 
-keras = Later("keras")
+loading = Later("covkeras.runtime.loading")
 
 
 class Taught(Objective):
@@ -38,7 +38,7 @@ def check_teacher(path: str) -> str:
 def load_teacher(path: str, classifier):
     """Returns the classifier of a .keras file, frozen. Raises ValueError: none, or one of other images or classes."""
     path = check_teacher(path)
-    teacher = keras.models.load_model(path, compile=False)
+    teacher = loading.load_keras(path, "teacher")
     teacher.trainable = False
     ours, theirs = ((tuple(m.inputs[0].shape[1:]), m.outputs[0].shape[-1]) for m in (classifier, teacher))
     if ours != theirs:

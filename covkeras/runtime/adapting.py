@@ -8,6 +8,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from covkeras.runtime.files import is_keras_file
+from covkeras.runtime.loading import load_keras
 from covkeras.runtime.validation import check_choice
 
 _AFTER = ("logits", "softmax", "sigmoid")
@@ -196,12 +198,12 @@ def _needed(input_shape, classifier) -> tuple:
 
 
 def _loaded(path: str):
-    if path.endswith(".keras"):
-        return keras.models.load_model(path, compile=False)
+    if is_keras_file(path):
+        return load_keras(path)
     import tensorflow as tf
 
     if not os.path.exists(os.path.join(path, "saved_model.pb")):
-        raise ValueError(f"classifier {path!r} is neither a .keras file nor a folder with a saved_model.pb.")
+        raise ValueError(f"classifier {path!r} is neither a .keras or .h5 file nor a folder with a saved_model.pb.")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         return tf.saved_model.load(path)

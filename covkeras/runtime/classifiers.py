@@ -222,9 +222,12 @@ def check_fits(classifier, data_name: str, image_shape, classes: int) -> None:
     """Refuses a classifier for a data set with other images or another number of classes than its own."""
     takes, outputs = tuple(classifier.inputs[0].shape[1:]), classifier.outputs[0].shape[-1]
     if outputs != classes:
+        remedy = "Name the data set it was trained on, or give it another head"
+        if data_name.endswith(".npz"):
+            remedy += "; an .npz without an image of the last classes names them all, as class_names"
         raise ValueError(
-            f"classifier must have an output for each of {data_name}'s {classes} classes, got {outputs} outputs. Name "
-            "the data set it was trained on, or give it another head."
+            f"classifier must have an output for each of {data_name}'s {classes} classes, got {outputs} outputs. "
+            f"{remedy}."
         )
     if len(takes) == 3 and takes != tuple(image_shape) and takes == (image_shape[-1], *image_shape[:2]):
         raise ValueError(

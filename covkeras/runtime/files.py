@@ -34,6 +34,11 @@ def write_aside(path: Path, write) -> None:
         aside.unlink(missing_ok=True)
 
 
+def is_keras_file(path) -> bool:
+    """Whether a path is one of a whole Keras model's, by its ending."""
+    return str(path).endswith((".keras", ".h5", ".hdf5"))
+
+
 def user_path(text: str) -> str:
     """A path as a user types it: `~` stands for the home folder wherever a shell leaves it, as in --out=~/x."""
     return os.path.expanduser(text)

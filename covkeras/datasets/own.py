@@ -1,0 +1,238 @@
+"""Images of one's own: an .npz of arrays under the names of Keras' or MedMNIST's, or a folder of image files, a
+sub-folder a class."""
+
+import hashlib
+import os
+import re
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from covkeras.datasets.memory import ImageData
+
+# (images, labels) in the .npz; the folder's names.
+_ARRAYS = {
+    part: tuple((pattern.format("x", short), pattern.format("y", short)) for pattern in ("{0}_{1}", "{1}_{0}"))
+    + ((f"{short}_images", f"{short}_labels"),)
+    for part, short in (("train", "train"), ("validation", "val"), ("test", "test"))
+}
+_ALONE = (("images", "labels"), ("x", "y"))
+_FOLDERS = {"train": ("train", "training"), "validation": ("validation", "val", "valid"), "test": ("test",)}
+_FILES, _OTHERS = (".png", ".jpg", ".jpeg"), (".bmp", ".gif", ".tif", ".tiff", ".webp")
+_HELD_OUT = 5_000
+
+
+def is_own(name: str) -> bool:
+    """Whether a data set's name is a path: of an .npz, of a folder that exists, or clearly of one that doesn't."""
+    path = os.path.expanduser(name)
+    return name.endswith(".npz") or os.path.isdir(path) or name.startswith(("./", "../", "/", "~"))
+
+
+def load_own(name: str, split: str, image_size: int) -> ImageData:
+    """Loads a split of one's own images; see `covkeras.datasets.load`.
+
+    Validation images are those given as such, or the last tenth of the training images, 5,000 at most. Images and
+    labels without a split's name, or classes' folders directly in the folder, are the test split and nothing else.
+    """
+    path = Path(name).expanduser()
+    if not path.exists():
+        raise FileNotFoundError(f"data set {name!r} does not exist: give an .npz file, or a folder of image files.")
+    parts = _Arrays(path) if path.is_file() else _Folder(path)
+    wanted = "train" if split in ("validation", "train+validation") else split
+    known = parts.known()
+    if wanted not in known:
+        raise ValueError(f"{name} has no {wanted} images, it has {', '.join(known) or 'none'}. {parts.remedy}")
+    if split == "validation" and split in known:
+        images, labels = parts.read(split)
+    else:
+        images, labels = parts.read(wanted)
+        if split == "train+validation" and "validation" in known:
+            images, labels = (
+                np.concatenate(pair) for pair in zip((images, labels), parts.read("validation"), strict=True)
+            )
+        elif split in ("train", "validation") and "validation" not in known:
+            first = len(labels) - min(_HELD_OUT, len(labels) // 10)
+            part = slice(first, None) if split == "validation" else slice(0, first)
+            images, labels = images[part], labels[part]
+    images = _of_one_size(name, images, image_size)
+    return ImageData(name, split, images, labels, parts.class_names(), _digest(images, labels))
+
+
+class _Arrays:
+    """The arrays of an .npz file."""
+
+    remedy = "Name the arrays x_train, y_train, x_test and y_test, as Keras does; images and labels are a test split."
+
+    def __init__(self, path: Path):
+        self.path = path
+        try:
+            with open(path, "rb") as file:
+                self.names = set(np.load(file, allow_pickle=False).files)
+        except (zipfile.BadZipFile, ValueError, OSError, AttributeError) as error:
+            raise OSError(
+                f"data set {path} is no .npz file, or a damaged one ({error}). Write it with np.savez."
+            ) from None
+
+    def known(self) -> list[str]:
+        return [part for part in _ARRAYS if self._pair(part)]
+
+    def _pair(self, part: str):
+        pairs = (*_ARRAYS[part], *(_ALONE if part == "test" else ()))
+        return next((pair for pair in pairs if self.names >= set(pair)), None)
+
+    def read(self, part: str):
+        images, labels = self._pair(part)
+        found = self._array(images), self._array(labels)
+        return _checked_images(f"{images} of {self.path}", found[0]), self._labels(labels, found[1], len(found[0]))
+
+    def _array(self, name: str) -> np.ndarray:
+        try:
+            with open(self.path, "rb") as file:
+                return np.load(file, allow_pickle=False)[name]
+        except (ValueError, zipfile.BadZipFile, OSError) as error:
+            raise OSError(
+                f"array {name!r} of {self.path} can't be read ({error}). Write one array of numbers with np.savez."
+            ) from None
+
+    def _labels(self, name: str, labels, count: int) -> np.ndarray:
+        where = f"{name} of {self.path} must be class numbers, whole and at least 0, one for each of {count} images"
+        flat = labels.reshape(-1) if labels.ndim == 2 and labels.shape[1] == 1 else labels
+        if flat.shape != (count,):
+            raise ValueError(f"{where}, got shape {labels.shape}. One-hot rows: labels.argmax(-1).")
+        if flat.dtype.kind not in "iuf" or not np.array_equal(flat, np.round(flat)) or (count and flat.min() < 0):
+            raise ValueError(f"{where}, got {labels.dtype} such as {flat[:1].tolist()}. Number the classes from 0.")
+        return flat.astype(np.int64)
+
+    def class_names(self) -> tuple[str, ...]:
+        if "class_names" in self.names:
+            return tuple(str(name) for name in self._array("class_names"))
+        kept = {name: self._array(name) for _, name in (self._pair(part) for part in self.known())}
+        most = max(int(self._labels(name, labels, len(labels)).max(initial=0)) for name, labels in kept.items())
+        return tuple(map(str, range(most + 1)))
+
+
+class _Folder:
+    """Image files, FOLDER/train/CLASS/*.png and FOLDER/test/CLASS/*.png, or FOLDER/CLASS/*.png."""
+
+    remedy = (
+        "Put the files into train/CLASS/ and test/CLASS/; classes' folders without train and test are a test split."
+    )
+
+    def __init__(self, path: Path):
+        self.path = path
+        found = {part: next((path / n for n in names if (path / n).is_dir()), None) for part, names in _FOLDERS.items()}
+        self.parts = {part: folder for part, folder in found.items() if folder}
+        if not self.parts and _classes_of(path):
+            self.parts = {"test": path}
+
+    def known(self) -> list[str]:
+        return list(self.parts)
+
+    def class_names(self) -> tuple[str, ...]:
+        return tuple(sorted({name for folder in self.parts.values() for name in _classes_of(folder)}))
+
+    def read(self, part: str):
+        files, numbers = _files_of(self.parts[part]), {name: i for i, name in enumerate(self.class_names())}
+        grey = _is_grey(_files_of(next(iter(self.parts.values())))[0][1])
+        images = []
+        for file, image in zip([file for _, file in files], _decoded([file for _, file in files]), strict=True):
+            if grey and (image != image[..., :1]).any():
+                raise ValueError(f"{file} is in colour where the first training image is grey: save all of them alike.")
+            images.append(image[..., :1] if grey else image)
+        return images, np.array([numbers[name] for name, _ in files], np.int64)
+
+
+def _classes_of(folder: Path) -> list[str]:
+    """As Keras numbers them: every folder in it, in alphabetical order."""
+    return sorted(inside.name for inside in folder.iterdir() if inside.is_dir())
+
+
+def _files_of(folder: Path) -> list[tuple[str, Path]]:
+    """(class, file), in the order of their classes and names, which numbers them."""
+    within = [(name, file) for name in _classes_of(folder) for file in sorted((folder / name).rglob("*"))]
+    if other := next((file for _, file in within if file.suffix.lower() in _OTHERS), None):
+        raise ValueError(f"{other} is neither PNG nor JPEG: save it as PNG, or take it out of the folder.")
+    files = [(name, file) for name, file in within if file.suffix.lower() in _FILES]
+    if not files:
+        raise ValueError(f"{folder} has no folder of PNG or JPEG files for a class. {_Folder.remedy}")
+    return files
+
+
+def _decoded(files: list[Path]):
+    """The images, uint8 (height, width, 3), one after the other."""
+    import tensorflow as tf
+    from tqdm.auto import tqdm
+
+    from covkeras.datasets.decoding import decoded
+
+    names = tf.data.Dataset.from_tensor_slices([str(file) for file in files])
+    images = names.map(lambda name: decoded(tf.io.read_file(name), 3), tf.data.AUTOTUNE, deterministic=True)
+    done = 0
+    try:
+        for image in tqdm(
+            images.as_numpy_iterator(), "read", len(files), unit="image", disable=None, delay=2, leave=False
+        ):
+            yield image
+            done += 1
+    except tf.errors.InvalidArgumentError as error:
+        raise ValueError(f"{files[done]}: {_reason(error.message)}.") from None
+
+
+def _is_grey(file: Path) -> bool:
+    import tensorflow as tf
+
+    try:
+        return tf.io.decode_image(tf.io.read_file(str(file)), expand_animations=False).shape[-1] < 3
+    except tf.errors.InvalidArgumentError:
+        # Refused, with its reason, where it is read.
+        return False
+
+
+def _reason(message: str) -> str:
+    """What `decoded` says, without what TensorFlow puts around it."""
+    found = re.search(r"image must [^'\n\]]*", message)
+    return found.group().strip() if found else message.splitlines()[0]
+
+
+def _checked_images(what: str, images) -> np.ndarray:
+    """uint8 (count, height, width, channels): 8-bit numbers in whatever dtype."""
+    images = images[..., None] if images.ndim == 3 else images
+    if images.ndim != 4:
+        raise ValueError(f"{what} must have shape (count, height, width, channels), got {images.shape}.")
+    if images.shape[-1] > 4 and images.shape[1] in (1, 3):
+        raise ValueError(f"{what} must have the channels last, got shape {images.shape}: np.moveaxis(images, 1, -1).")
+    if images.dtype.kind not in "iuf":
+        raise ValueError(f"{what} must be numbers, got {images.dtype}.")
+    most = images.max(initial=0)
+    if images.dtype.kind in "iu" and images.size and most <= 1:
+        raise ValueError(f"{what} hold whole numbers and none above 1: store black and white as 0 and 255, times 255.")
+    numbers = images if images.dtype == np.uint8 else images.astype(np.float64) * (255.0 if most <= 1 else 1.0)
+    whole = np.round(numbers)
+    # 255 (j / 255) is off by less than that, in the narrower float too.
+    off = 0.1 if images.dtype == np.float16 else 1e-3
+    if not (np.abs(numbers - whole) < off).all() or not ((whole >= 0) & (whole <= 255)).all():
+        raise ValueError(
+            f"{what} must be 8-bit images, uint8, or those over 255, got {images.dtype} from {images.min():g} to "
+            f"{most:g}. Undo what was done to them: a standardisation goes into the classifier, as a Normalization; "
+            "what was resized is rounded, np.round(255 * images).astype('uint8')."
+        )
+    return whole.astype(np.uint8)
+
+
+def _of_one_size(name: str, images, image_size: int) -> np.ndarray:
+    import tensorflow as tf
+
+    from covkeras.datasets.augmentation import sized
+
+    if image_size:
+        return np.stack([sized(tf.constant(image), image_size).numpy() for image in images])
+    if len({image.shape for image in images}) > 1:
+        raise ValueError(f"the images of {name!r} vary in size: give --image-size, the height and width to resize to.")
+    return np.asarray(images)
+
+
+def _digest(images, labels) -> str:
+    content = hashlib.sha256(np.ascontiguousarray(images).tobytes())
+    content.update(repr(images.shape).encode() + labels.tobytes())
+    return content.hexdigest()[:16]

@@ -1,0 +1,44 @@
+"""Classifiers from files of Keras'; what can't be loaded is refused in one sentence, with the remedy."""
+
+import os
+import re
+import zipfile
+
+import keras
+
+_UNKNOWN = re.compile(r"[Cc]ould not locate (?:class|function) '([^']*)'|Unknown (?:layer|object|function): '?([\w>]+)")
+
+
+def load_keras(path: str | os.PathLike, what: str = "classifier") -> keras.Model:
+    """Loads a .keras or an .h5 file, without what it was compiled with.
+
+    Args:
+        path: the file. what: what it is called in errors.
+
+    Raises:
+        FileNotFoundError: there is none. ValueError: it holds weights alone, is damaged, or has layers of its own that
+            nobody registered.
+    """
+    path = os.fspath(path)
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{what} {path} does not exist. Name a .keras file.")
+    if path.endswith(".weights.h5"):
+        raise ValueError(f"{what} {path} holds weights alone: build the model, load_weights, and save it as .keras.")
+    if path.endswith(".keras") and not zipfile.is_zipfile(path):
+        raise ValueError(f"{what} {path} is no .keras file, or a damaged one: copy or save it again.")
+    try:
+        return keras.models.load_model(path, compile=False)
+    except (ValueError, TypeError, KeyError, OSError, AttributeError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{what} {path} can't be loaded: {_reason(str(error))}") from None
+
+
+def _reason(message: str) -> str:
+    elsewhere = (
+        "Load it there and export it, classifier.export('folder'), which is certified like a file; or call covkeras "
+        "from that program."
+    )
+    if found := _UNKNOWN.search(message):
+        return f"it needs {found[1] or found[2]!r}, which only the program that made it defines. {elsewhere}"
+    if "safe_mode" in message or "unsafe_deserialization" in message:
+        return f"it holds Python code (a Lambda layer), which a file is not trusted with. {elsewhere}"
+    return message.split("\n")[0][:300]

@@ -1,0 +1,178 @@
+"""Data sets of one's own: an .npz of arrays, and a folder of image files, a sub-folder a class."""
+
+import json
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+
+from covkeras import datasets
+from covkeras.commands import certify as certify_command
+from covkeras.commands import train as train_command
+
+
+def arrays(rng, count=40, shape=(8, 8)):
+    return rng.integers(0, 256, (count, *shape), dtype=np.uint8), np.arange(count) % 4
+
+
+NAMES = {"keras": "x_{0}/y_{0}", "benchmarks": "{0}_x/{0}_y", "medmnist": "{0}_images/{0}_labels"}
+
+
+@pytest.mark.parametrize("names", NAMES)
+def test_arrays_under_their_usual_names(names, tmp_path, rng):
+    """Grey images get a channel, labels in a column are labels; the last tenth of the training images validates."""
+    (images, labels), (tested, known) = arrays(rng), arrays(rng, 12)
+    kept = {}
+    for part, (x, y) in {"train": (images, labels), "test": (tested, known)}.items():
+        kept |= dict(zip(NAMES[names].format(part).split("/"), (x, y[:, None]), strict=True))
+    np.savez(tmp_path / "mine.npz", **kept)
+    load = lambda split: datasets.load(str(tmp_path / "mine.npz"), split)  # noqa: E731
+    assert np.array_equal(load("train").images, images[:36, ..., None])
+    assert np.array_equal(load("validation").labels, labels[36:])
+    assert np.array_equal(load("train+validation").images[..., 0], images)
+    data = load("test")
+    assert np.array_equal(data.images[..., 0], tested) and np.array_equal(data.labels, known)
+    assert data.class_names == ("0", "1", "2", "3") and data.digest != load("train").digest
+
+
+def test_validation_images_of_its_own_and_class_names(tmp_path, rng):
+    (images, labels), (held, others) = arrays(rng), arrays(rng, 10)
+    np.savez(tmp_path / "a.npz", x_train=images, y_train=labels, x_val=held, y_val=others, class_names=list("abcdef"))
+    load = lambda split: datasets.load(str(tmp_path / "a.npz"), split)  # noqa: E731
+    assert len(load("train")) == 40 and np.array_equal(load("validation").images[..., 0], held)
+    assert len(load("train+validation")) == 50 and load("train").class_names == tuple("abcdef")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "int64", "whole floats"])
+def test_the_same_pixels_in_other_numbers(dtype, tmp_path, rng):
+    images, labels = arrays(rng)
+    images[0, 0, :2] = 0, 255
+    floats = dtype in ("float32", "float64", "float16")
+    stored = (images / 255).astype(dtype) if floats else images.astype("float32" if dtype == "whole floats" else dtype)
+    np.savez(tmp_path / "a.npz", images=stored, labels=labels)
+    assert np.array_equal(datasets.load(str(tmp_path / "a.npz"), "test").images[..., 0], images)
+
+
+def wrong(rng, kind):
+    images, labels = arrays(rng)
+    one_hot = np.eye(4)[labels]
+    return {
+        "standardised": ({"images": images / 127.5 - 1, "labels": labels}, ValueError, "must be 8-bit images"),
+        "resized": ({"images": rng.random((4, 8, 8)), "labels": labels[:4]}, ValueError, "must be 8-bit images"),
+        "channels first": ({"images": images[:, None], "labels": labels}, ValueError, "np.moveaxis"),
+        "black and white": ({"images": images // 128, "labels": labels}, ValueError, "times 255"),
+        "booleans": ({"images": images > 9, "labels": labels}, ValueError, "must be numbers"),
+        "objects": ({"images": images, "labels": np.array([{}] * 40)}, OSError, "can't be read"),
+        "one-hot": ({"images": images, "labels": one_hot}, ValueError, r"labels.argmax\(-1\)"),
+        "too few labels": ({"images": images, "labels": labels[:-1]}, ValueError, "one for each of 40 images"),
+        "broken labels": ({"images": images, "labels": labels + 0.5}, ValueError, "Number the classes from 0"),
+        "negative": ({"images": images, "labels": labels - 1}, ValueError, "Number the classes from 0"),
+        "no test images": ({"x_train": images, "y_train": labels}, ValueError, "has no test images, it has train"),
+        "other names": ({"a": images, "b": labels}, ValueError, "it has none"),
+    }[kind]
+
+
+KINDS = ["standardised", "resized", "channels first", "black and white", "booleans", "objects", "one-hot"]
+KINDS += ["too few labels", "broken labels", "negative", "no test images", "other names"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_no_data_set_is_refused_with_the_remedy(kind, tmp_path, rng):
+    kept, error, message = wrong(rng, kind)
+    np.savez(tmp_path / "a.npz", **kept)
+    with pytest.raises(error, match=message):
+        datasets.load(str(tmp_path / "a.npz"), "test")
+
+
+def test_damaged_and_missing_files(tmp_path, rng):
+    images, labels = arrays(rng)
+    np.savez(tmp_path / "a.npz", images=images, labels=labels)
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "a.npz").read_bytes()[:900])
+    np.save(tmp_path / "one", images)
+    (tmp_path / "one.npy").rename(tmp_path / "one.npz")
+    for name in ("cut.npz", "one.npz"):
+        with pytest.raises(OSError, match=r"is no \.npz file, or a damaged one"):
+            datasets.load(str(tmp_path / name), "test")
+    for name in ("none.npz", "./none", "~/none-such"):
+        with pytest.raises(FileNotFoundError, match="does not exist"):
+            datasets.load(name, "test")
+
+
+def write(folder: Path, image, kind="png") -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    number = len(list(folder.iterdir()))
+    Image.fromarray(image).save(folder / f"{number:03d}.{kind}", **({"quality": 95} if kind == "jpg" else {}))
+
+
+@pytest.mark.parametrize("shape", [(9, 8), (9, 8, 3)])
+def test_a_folder_of_files_has_pillows_pixels_in_kerass_order(shape, tmp_path, rng):
+    for part, count in (("train", 24), ("test", 6)):
+        for i in range(count):
+            write(tmp_path / part / "cdb"[i % 3], rng.integers(0, 256, shape, dtype=np.uint8), ("png", "jpg")[i % 2])
+    (tmp_path / "train" / "a").mkdir()
+    data = datasets.load(str(tmp_path), "test")
+    assert data.class_names == tuple("abcd") and len(datasets.load(str(tmp_path), "train")) == 22
+    files = sorted((tmp_path / "test").rglob("*.*"))
+    assert [data.class_names[label] for label in data.labels] == [f.parent.name for f in files]
+    expected = np.stack([np.asarray(Image.open(f)) for f in files]).reshape(6, 9, 8, -1)
+    assert np.array_equal(data.images, expected)
+    batches = keras.utils.image_dataset_from_directory(
+        tmp_path / "train", image_size=(9, 8), shuffle=False, verbose=0, color_mode="rgb", batch_size=24
+    )
+    assert tuple(batches.class_names) == data.class_names
+    assert np.array_equal(next(iter(batches))[1], datasets.load(str(tmp_path), "train+validation").labels)
+
+
+def test_folders_that_are_refused(tmp_path, rng):
+    pixels = rng.integers(0, 256, (8, 8), dtype=np.uint8)
+    write(tmp_path / "flat" / "a", pixels)
+    assert len(datasets.load(str(tmp_path / "flat"), "test")) == 1
+    with pytest.raises(ValueError, match=r"has no train images, it has test\. Put the files into train/CLASS/"):
+        datasets.load(str(tmp_path / "flat"), "train")
+    (tmp_path / "flat" / "a" / "x.bmp").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"x\.bmp is neither PNG nor JPEG: save it as PNG"):
+        datasets.load(str(tmp_path / "flat"), "test")
+    (tmp_path / "flat" / "a" / "x.bmp").rename(tmp_path / "flat" / "a" / "x.png")
+    with pytest.raises(ValueError, match=r"x.png: image must be a PNG or JPEG file: save it as one\.$"):
+        datasets.load(str(tmp_path / "flat"), "test")
+    (tmp_path / "empty" / "train").mkdir(parents=True)
+    with pytest.raises(ValueError, match="no folder of PNG or JPEG files"):
+        datasets.load(str(tmp_path / "empty"), "train")
+    write(tmp_path / "mixed" / "a", pixels)
+    write(tmp_path / "mixed" / "b", rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+    with pytest.raises(ValueError, match="is in colour where the first training image is grey"):
+        datasets.load(str(tmp_path / "mixed"), "test")
+    write(tmp_path / "sizes" / "a", pixels)
+    write(tmp_path / "sizes" / "a", np.zeros((9, 12), np.uint8))
+    with pytest.raises(ValueError, match="vary in size: give --image-size"):
+        datasets.load(str(tmp_path / "sizes"), "test")
+    assert datasets.load(str(tmp_path / "sizes"), "test", image_size=6).images.shape == (2, 6, 6, 1)
+
+
+def test_a_name_that_is_known_is_never_a_folder(tmp_path, monkeypatch):
+    (tmp_path / "digits").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert len(datasets.load("digits", "test")) == 360
+
+
+def test_own_images_are_trained_on_and_certified(tmp_path, rng, monkeypatch, capsys):
+    """The main job on an .npz; a file is resumed with the images it was begun with, and no others."""
+    monkeypatch.chdir(tmp_path)
+    images, labels = arrays(rng, 80)
+    kept = {"x_train": images, "y_train": labels, "x_test": images, "y_test": labels}
+    np.savez("mine.npz", **kept)
+    training = ["--smoke", "--data", "mine.npz", "--method", "gaussian_augmentation", "--batch-size", "16"]
+    assert train_command.main(training) == 0
+    classifier = next(Path("runs").rglob("classifier.keras"))
+    options = ["--data", "mine.npz", "--sigma", "0.25", "--n0", "10", "--n", "50", "--alpha", "0.05", "--max", "2"]
+    assert certify_command.main([str(classifier), *options, "--out", "out.tsv"]) == 0
+    assert len(json.loads(next(Path().glob("out*.json")).read_text())["data_digest"]) == 16
+    np.savez("mine.npz", **kept | {"x_test": images[::-1]})
+    capsys.readouterr()
+    assert certify_command.main([str(classifier), *options, "--out", "out.tsv"]) != 0
+    assert "data_digest" in capsys.readouterr().err
+    np.savez("mine.npz", images=images[:2], labels=labels[:2])
+    assert certify_command.main([str(classifier), *options, "--out", "new.tsv"]) != 0
+    assert "names them all, as class_names" in capsys.readouterr().err
