@@ -38,6 +38,12 @@ class ImageData(Split):
         """Returns the first `count` images."""
         return dataclasses.replace(self, images=self.images[:count], labels=self.labels[:count])
 
+    def with_channels(self, channels: int | None) -> "ImageData":
+        """Returns grey images in three equal channels for a classifier of colour, as Keras reads them; others as they
+        are."""
+        grey = self.image_shape[-1] == 1 and channels == 3
+        return dataclasses.replace(self, images=np.repeat(self.images, 3, -1)) if grey and self.digest else self
+
     def limited(self, count: int) -> "ImageData":
         """Returns the first `count` images, all of them for 0."""
         return self.head(count) if count else self

@@ -4,6 +4,7 @@ sub-folder a class."""
 import hashlib
 import os
 import re
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -32,31 +33,40 @@ def is_own(name: str) -> bool:
 def load_own(name: str, split: str, image_size: int) -> ImageData:
     """Loads a split of one's own images; see `covkeras.datasets.load`.
 
-    Validation images are those given as such, or the last tenth of the training images, 5,000 at most. Images and
-    labels without a split's name, or classes' folders directly in the folder, are the test split and nothing else.
+    Validation images are those given as such, or a tenth of the training images drawn once and for all, 5,000 at most.
+    Images and labels without a split's name, or classes' folders directly in the folder, are the test split and nothing
+    else. An .npz keeps its order; files come in one that tells nothing of their classes (`_files_of`).
     """
     path = Path(name).expanduser()
     if not path.exists():
         raise FileNotFoundError(f"data set {name!r} does not exist: give an .npz file, or a folder of image files.")
     parts = _Arrays(path) if path.is_file() else _Folder(path)
-    wanted = "train" if split in ("validation", "train+validation") else split
-    known = parts.known()
+    known, own = parts.known(), split == "validation" and "validation" in parts.known()
+    wanted = split if own or split == "test" else "train"
     if wanted not in known:
         raise ValueError(f"{name} has no {wanted} images, it has {', '.join(known) or 'none'}. {parts.remedy}")
-    if split == "validation" and split in known:
-        images, labels = parts.read(split)
-    else:
-        images, labels = parts.read(wanted)
-        if split == "train+validation" and "validation" in known:
-            images, labels = (
-                np.concatenate(pair) for pair in zip((images, labels), parts.read("validation"), strict=True)
-            )
-        elif split in ("train", "validation") and "validation" not in known:
-            first = len(labels) - min(_HELD_OUT, len(labels) // 10)
-            part = slice(first, None) if split == "validation" else slice(0, first)
-            images, labels = images[part], labels[part]
+    images, labels = parts.read(wanted)
+    if wanted == "train" and "validation" not in known:
+        images, labels = _without_held_out(images, labels, split)
+    elif split == "train+validation":
+        more, of = parts.read("validation")
+        images, labels = [*images, *more], np.concatenate([labels, of])
+    if wanted == "test" and len(labels) > 20 and len(np.unique(labels)) > 1 and (np.diff(labels) >= 0).all():
+        warnings.warn(
+            f"the test images of {name} are in the order of their classes, so that the first of them are all of one: "
+            "shuffle the arrays, or certify every so manieth.",
+            stacklevel=3,
+        )
     images = _of_one_size(name, images, image_size)
     return ImageData(name, split, images, labels, parts.class_names(), _digest(images, labels))
+
+
+def _without_held_out(images, labels, split: str):
+    """What of the training images a split has; RandomState's stream is frozen for ever."""
+    held_out = np.zeros(len(labels), bool)
+    held_out[np.random.RandomState(0).permutation(len(labels))[: min(_HELD_OUT, len(labels) // 10)]] = True
+    chosen = {"train": ~held_out, "validation": held_out}.get(split, np.ones(len(labels), bool))
+    return [image for image, kept in zip(images, chosen, strict=True) if kept], labels[chosen]
 
 
 class _Arrays:
@@ -134,12 +144,9 @@ class _Folder:
 
     def read(self, part: str):
         files, numbers = _files_of(self.parts[part]), {name: i for i, name in enumerate(self.class_names())}
-        grey = _is_grey(_files_of(next(iter(self.parts.values())))[0][1])
-        images = []
-        for file, image in zip([file for _, file in files], _decoded([file for _, file in files]), strict=True):
-            if grey and (image != image[..., :1]).any():
-                raise ValueError(f"{file} is in colour where the first training image is grey: save all of them alike.")
-            images.append(image[..., :1] if grey else image)
+        images = list(_decoded([file for _, file in files]))
+        if all((image == image[..., :1]).all() for image in images):
+            images = [image[..., :1] for image in images]
         return images, np.array([numbers[name] for name, _ in files], np.int64)
 
 
@@ -149,14 +156,15 @@ def _classes_of(folder: Path) -> list[str]:
 
 
 def _files_of(folder: Path) -> list[tuple[str, Path]]:
-    """(class, file), in the order of their classes and names, which numbers them."""
-    within = [(name, file) for name in _classes_of(folder) for file in sorted((folder / name).rglob("*"))]
+    """(class, file), ordered by a hash of their paths: the first files, or every so manieth, are of all classes, and a
+    file more or less moves no other."""
+    within = [(name, file) for name in _classes_of(folder) for file in (folder / name).rglob("*")]
     if other := next((file for _, file in within if file.suffix.lower() in _OTHERS), None):
         raise ValueError(f"{other} is neither PNG nor JPEG: save it as PNG, or take it out of the folder.")
     files = [(name, file) for name, file in within if file.suffix.lower() in _FILES]
     if not files:
         raise ValueError(f"{folder} has no folder of PNG or JPEG files for a class. {_Folder.remedy}")
-    return files
+    return sorted(files, key=lambda pair: hashlib.sha256(pair[1].relative_to(folder).as_posix().encode()).digest())
 
 
 def _decoded(files: list[Path]):
@@ -177,16 +185,6 @@ def _decoded(files: list[Path]):
             done += 1
     except tf.errors.InvalidArgumentError as error:
         raise ValueError(f"{files[done]}: {_reason(error.message)}.") from None
-
-
-def _is_grey(file: Path) -> bool:
-    import tensorflow as tf
-
-    try:
-        return tf.io.decode_image(tf.io.read_file(str(file)), expand_animations=False).shape[-1] < 3
-    except tf.errors.InvalidArgumentError:
-        # Refused, with its reason, where it is read.
-        return False
 
 
 def _reason(message: str) -> str:
@@ -229,7 +227,7 @@ def _of_one_size(name: str, images, image_size: int) -> np.ndarray:
         return np.stack([sized(tf.constant(image), image_size).numpy() for image in images])
     if len({image.shape for image in images}) > 1:
         raise ValueError(f"the images of {name!r} vary in size: give --image-size, the height and width to resize to.")
-    return np.asarray(images)
+    return np.stack(images) if len(images) else np.zeros((0, 1, 1, 1), np.uint8)
 
 
 def _digest(images, labels) -> str:

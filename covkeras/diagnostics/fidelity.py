@@ -28,10 +28,11 @@ class Fidelity:
 
     @property
     def rank_correlation(self) -> float:
-        """Spearman's, over the compared images; NaN for fewer than three."""
-        if self.compared.sum() < 3:
+        """Spearman's, over the compared images; NaN for fewer than three, or where all radii are one."""
+        pair = self.radius[self.compared], self.certified[self.compared]
+        if self.compared.sum() < 3 or any(np.ptp(radii) == 0 for radii in pair):
             return float("nan")
-        return float(scipy.stats.spearmanr(self.radius[self.compared], self.certified[self.compared]).statistic)
+        return float(scipy.stats.spearmanr(*pair).statistic)
 
     @property
     def median_ratio(self) -> float:

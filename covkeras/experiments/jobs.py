@@ -129,6 +129,7 @@ def certify_images(
         ValueError: the classifier has another head, or takes other images, than the data set; the file was made with
             another classifier or other settings. InUse: another process writes it. Interrupted: a stop was asked for.
     """
+    data = data.with_channels(certifier.classifier.inputs[0].shape[-1])
     check_fits(certifier.classifier, data.name, data.image_shape, len(data.class_names))
     check_labels(data.labels, len(data.class_names))
     # Checks the other arguments, before the file is made.
