@@ -12,6 +12,7 @@ from PIL import Image
 from covkeras import datasets
 from covkeras.commands import certify as certify_command
 from covkeras.commands import train as train_command
+from covkeras.experiments import recipes
 
 
 def arrays(rng, count=40, shape=(8, 8)):
@@ -179,10 +180,18 @@ def test_arrays_in_the_order_of_their_classes_are_said(tmp_path, rng):
         datasets.load(str(tmp_path / "a.npz"), "test")
 
 
-def test_a_name_that_is_known_is_never_a_folder(tmp_path, monkeypatch):
-    (tmp_path / "digits").mkdir()
+def test_a_name_that_is_known_is_never_a_folder(tmp_path, monkeypatch, rng):
+    for name in ("digits", "mnist"):
+        write(tmp_path / name / "test" / "a", rng.integers(0, 256, (8, 8), dtype=np.uint8))
+    (tmp_path / "fashion_mnist" / "3.0.1").mkdir(parents=True)
+    (tmp_path / "fashion_mnist" / "3.0.1" / "x.tfrecord").write_bytes(b"")
     monkeypatch.chdir(tmp_path)
     assert len(datasets.load("digits", "test")) == 360
+    assert recipes.find("digits").replace(data="mnist").data == "mnist"
+    assert not any(datasets.is_own(name) for name in ("digits", "mnist", "fashion_mnist", "none"))
+    assert datasets.is_own("./digits") and recipes.find("digits").replace(data="./digits").data == str(
+        tmp_path / "digits"
+    )
 
 
 def test_own_images_are_trained_on_and_certified(tmp_path, rng, monkeypatch, capsys):

@@ -47,6 +47,6 @@ def load(
         raise ValueError(f"split must be one of {', '.join((*SPLITS, JOINED))}, got {split!r}.")
     if name == "digits":
         return load_digits(split)
-    if name not in PREPARED and is_own(name):
+    if is_own(name):
         return load_own(name, split, image_size)
     return load_prepared(name, split, None if data_dir is None else os.path.expanduser(data_dir), image_size)

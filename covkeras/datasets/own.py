@@ -2,7 +2,6 @@
 sub-folder a class."""
 
 import hashlib
-import os
 import re
 import warnings
 import zipfile
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from covkeras.datasets.memory import ImageData
+from covkeras.datasets.prepared import PREPARED
 
 # (images, labels) in the .npz; the folder's names.
 _ARRAYS = {
@@ -25,9 +25,14 @@ _HELD_OUT = 5_000
 
 
 def is_own(name: str) -> bool:
-    """Whether a data set's name is a path: of an .npz, of a folder that exists, or clearly of one that doesn't."""
-    path = os.path.expanduser(name)
-    return name.endswith(".npz") or os.path.isdir(path) or name.startswith(("./", "../", "/", "~"))
+    """Whether a data set's name is a path: of an .npz, of a folder with image files, or clearly of none there is. A
+    data set that has the name is meant by it, whatever lies in the folder that one works in."""
+    if name == "digits" or name in PREPARED:
+        return False
+    if name.endswith(".npz") or name.startswith(("./", "../", "/", "~")):
+        return True
+    below = (file for depth in ("*/*", "*/*/*") for file in Path(name).glob(depth))
+    return any(file.suffix.lower() in _FILES for file in below)
 
 
 def load_own(name: str, split: str, image_size: int) -> ImageData:
@@ -51,14 +56,19 @@ def load_own(name: str, split: str, image_size: int) -> ImageData:
     elif split == "train+validation":
         more, of = parts.read("validation")
         images, labels = [*images, *more], np.concatenate([labels, of])
-    if wanted == "test" and len(labels) > 20 and len(np.unique(labels)) > 1 and (np.diff(labels) >= 0).all():
+    if split == "test":
+        _warn_of_order(name, labels)
+    images = _of_one_size(name, images, image_size)
+    return ImageData(name, split, images, labels, parts.class_names(), _digest(images, labels))
+
+
+def _warn_of_order(name: str, labels) -> None:
+    if len(labels) > 20 and len(np.unique(labels)) > 1 and (np.diff(labels) >= 0).all():
         warnings.warn(
             f"the test images of {name} are in the order of their classes, so that the first of them are all of one: "
             "shuffle the arrays, or certify every so manieth.",
-            stacklevel=3,
+            stacklevel=4,
         )
-    images = _of_one_size(name, images, image_size)
-    return ImageData(name, split, images, labels, parts.class_names(), _digest(images, labels))
 
 
 def _without_held_out(images, labels, split: str):
