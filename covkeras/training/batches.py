@@ -143,7 +143,7 @@ def _class_numbers(targets, classes: int, batch) -> tuple:
     if not targets.dtype.is_integer and not (targets.dtype.is_floating and (lost or width == classes)):
         raise TypeError(
             f"labels must be integers (batch,), or one-hot rows (batch, {classes}), got {targets.dtype.name} of shape "
-            f"{tuple(targets.shape)}."
+            f"{tuple(targets.shape)}. Class numbers: labels.astype('int64')."
         )
     if not lost and rank != 1 and (rank != 2 or width not in (1, classes)):
         raise ValueError(
