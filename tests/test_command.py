@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 import venv
+import warnings
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from covkeras import models
 from covkeras.certification.noise import NOISES
 from covkeras.certification.rebuilding import PRECISIONS
+from covkeras.commands import cli
 from covkeras.commands.main import COMMANDS, main
 from covkeras.experiments import recipe
 
@@ -101,3 +103,17 @@ def test_the_wheel_does_the_main_job_outside_the_checkout(tmp_path):
     assert Path(home) == site / "covkeras" and (site / "covkeras" / "commands" / "page.html").exists()
     assert (tmp_path / "run" / "report" / "index.html").exists()
     assert (tmp_path / "run" / "export" / "digits_stepped" / "1" / "saved_model.pb").exists()
+
+
+def test_warnings_are_one_line_as_errors_are(capsys):
+    before = warnings.formatwarning
+
+    def program(stop):
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            print(warnings.formatwarning("look twice.", UserWarning, "a.py", 3), end="", file=sys.stderr)
+            print(warnings.formatwarning("old.", DeprecationWarning, "a.py", 3, ""), end="", file=sys.stderr)
+
+    assert cli.run(program) == 0
+    assert capsys.readouterr().err.startswith("warning: look twice.\na.py:3: DeprecationWarning: old.")
+    assert warnings.formatwarning is before

@@ -1,8 +1,10 @@
 """Command lines: a flag for every field of a recipe, and errors as one line that names the remedy."""
 
 import argparse
+import contextlib
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 
 from covkeras.experiments import recipes
@@ -190,11 +192,26 @@ def show(arguments: argparse.Namespace, recipe: Recipe) -> None:
             print(f"{name}: {value!r}, {named}", file=sys.stderr)
 
 
+@contextlib.contextmanager
+def plain_warnings():
+    """Warnings of ours as one line, as errors are: not the line of code that gave them."""
+    before = warnings.formatwarning
+
+    def formatted(message, category, *place, **others):
+        return f"warning: {message}\n" if category is UserWarning else before(message, category, *place, **others)
+
+    warnings.formatwarning = formatted
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
+
+
 def run(program: Callable[[Interrupts], None], resume: str = "") -> int:
     """Runs a program with Ctrl-C caught; expected errors end in one line and exit code 2, stops in 128 + signal."""
     startup.quiet_tensorflow()
     try:
-        with Interrupts() as stop:
+        with Interrupts() as stop, plain_warnings():
             program(stop)
     except Interrupted:
         print(f"\nstopped, everything is saved. To resume: {resume or 'run the same command'}", file=sys.stderr)
