@@ -167,7 +167,7 @@ def test_the_program_certifies_a_saved_model_of_other_pixels(tmp_path):
     refused = call_program(program, tmp_path / "odd", *budget, "--out", tmp_path / "no.tsv")
     assert refused.returncode == 2 and "covkeras.adapt(classifier, ends_in='softmax')" in refused.stderr
     nothing = call_program(program, tmp_path, *budget, "--out", tmp_path / "no.tsv")
-    assert nothing.returncode == 2 and "neither a .keras file nor a folder" in nothing.stderr
+    assert nothing.returncode == 2 and "neither a .keras or .h5 file nor a folder" in nothing.stderr
 
 
 def test_channels_first_is_named_with_its_remedy(tmp_path):
@@ -208,7 +208,7 @@ def test_what_is_not_known_or_does_not_fit_is_refused_with_the_remedy(module, tm
         (module, {}, "input_shape must be given, since Module does not say what it takes"),
         (lambda x: x, {}, "input_shape must be given, since function"),
         (3, {}, "must be a Keras model, a SavedModel or a callable of images, got int"),
-        (tmp_path, {}, "is neither a .keras file nor a folder with a saved_model.pb"),
+        (tmp_path, {}, "is neither a .keras or .h5 file nor a folder with a saved_model.pb"),
         (several, {}, "signature must be one of .*got 'serving_default'"),
         (several, {"signature": "both"}, "must take one image batch, it takes"),
         (several, {"signature": "four"}, "must take any number of images"),

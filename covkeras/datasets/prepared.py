@@ -71,8 +71,9 @@ def _builder(name: str, tfds_name: str, data_dir: str | None):
 
     try:
         return tfds.builder(tfds_name, data_dir=data_dir)
-    except (tfds.core.registered.DatasetNotFoundError, ValueError) as error:
-        if isinstance(error, ValueError) and "builder name" not in str(error):
+    except ValueError as error:
+        # A name that TFDS doesn't know, or that is none to it.
+        if not isinstance(error, tfds.core.registered.DatasetNotFoundError) and "builder name" not in str(error):
             raise
         raise ValueError(
             f"data set must be one of digits, {', '.join(PREPARED)}, a TFDS name, an .npz or a folder of image files, "
