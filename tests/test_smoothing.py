@@ -195,7 +195,7 @@ def test_a_certificate_is_the_same_whatever_its_group(rng, monkeypatch):
     smoothed, images, runs = SmoothedClassifier(small_classifier(), 0.5, batch_size=64), grid_images(rng, 40, 8), []
     for seconds, sizes in ((0.0, [1] * 40), (1e9, [1, 2, 4, 8, 16, 9])):
         monkeypatch.setattr(cohen, "GROUP_SECONDS", seconds)
-        assert [p.stop - p.start for p in cohen._groups(False, 40)] == sizes
+        assert [p.stop - p.start for p in cohen.groups(False, 40)] == sizes
         runs.append(smoothed.certify(images, n0=32, n=500, alpha=0.01, seed=9))
     for name in ("label", "radius", "p_lower", "samples"):
         assert np.array_equal(*(getattr(c, name) for c in runs))

@@ -33,7 +33,7 @@ def predict(smoothed, images, n, alpha, seed=0, indices=None, index=0) -> Predic
     check_enough_to_predict("n", n, alpha)
     images, indices = smoothed.checked(images, indices, index)
     seed, counts = check_seed(seed), np.zeros((len(images), smoothed.num_classes), np.int64)
-    for part in _groups(smoothed.shared_noise, len(images)):
+    for part in groups(smoothed.shared_noise, len(images)):
         counts[part] = smoothed.ballot.count(images[part], indices[part], PREDICTION, n, seed)
     smoothed.report_void(n - counts.sum(1), n, indices)
     second, first = np.sort(counts, 1)[:, -2:].T
@@ -51,7 +51,7 @@ def certify_each(
     check_enough("n", n, alpha)
     seed = check_seed(seed)
     images, indices = smoothed.checked(images, indices, index)
-    parts = _groups(smoothed.shared_noise, len(images))
+    parts = groups(smoothed.shared_noise, len(images))
     how = {"n0": n0, "n": n, "alpha": alpha, "seed": seed, "runner_up": runner_up}
     done = (c for part in parts for c in _certify_group(smoothed, images[part], indices=indices[part], **how))
     return enumerate(done)
@@ -96,7 +96,7 @@ def _certify_group(smoothed, images, indices, n0, n, alpha, seed, runner_up) -> 
         yield Certificates.single(label if radius > 0 else ABSTAIN, radius, **known)
 
 
-def _groups(shared_noise: bool, count: int) -> Iterator[slice]:
+def groups(shared_noise: bool, count: int) -> Iterator[slice]:
     """The images that are sampled together: `GROUP` where they share their noise, else as many as are done soon."""
     size, first = GROUP if shared_noise else 1, 0
     while first < count:
