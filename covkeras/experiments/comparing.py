@@ -9,6 +9,7 @@ import numpy as np
 
 from covkeras.experiments import fitting, jobs
 from covkeras.experiments.building import check_parts
+from covkeras.experiments.inputs import claim_inputs
 from covkeras.experiments.recipe import split_method
 from covkeras.experiments.recipes import Recipe, scaled
 from covkeras.experiments.result import Result
@@ -138,6 +139,7 @@ class Comparison:
         """
         self._check(entries, seeds)
         claim_record(self.path / "comparison.json", {"seconds": self.seconds, "recipe": self.recipe}, "comparison")
+        claim_inputs(self.path, self.recipe, self.environment)
 
     def ask(self, methods: Sequence[str], seeds: Sequence[int]) -> None:
         """Adds to what the folder is asked for, in asked.json: `--continue` does what of it is missing."""

@@ -20,6 +20,7 @@ from covkeras.experiments.fitting import (
     load_parts,
     observers,
 )
+from covkeras.experiments.inputs import claim_inputs
 from covkeras.experiments.jobs import Environment
 from covkeras.experiments.recipe import PRECISIONS
 from covkeras.experiments.recipes import Recipe
@@ -94,6 +95,8 @@ def train_across_workers(
             f"method {recipe.method} weighs its training images, which one machine alone does: train it without "
             "TF_CONFIG, on the devices of one."
         )
+    if index == 0:
+        claim_inputs(folder.path, recipe, environment)
     if folder.classifier_file.exists():
         return keras.models.load_model(folder.classifier_file, compile=False)
     if index > 0:

@@ -1,12 +1,21 @@
 """Where and how a job runs."""
 
 import dataclasses
+import os
 from collections.abc import Callable
 
 import numpy as np
 
 from covkeras import datasets
-from covkeras.experiments.recipes import Recipe
+from covkeras.experiments.recipes import MODELS, Recipe
+from covkeras.runtime.later import Later
+
+loading = Later("covkeras.runtime.loading")
+
+
+def training_split(recipe: Recipe) -> str:
+    """Returns the split that the recipe trains on."""
+    return datasets.JOINED if recipe.train_on_validation else "train"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,10 +30,41 @@ class Environment:
     devices: str = "auto"
     minutes: float = 10.0
     stop: Callable[[], bool] = lambda: False
+    _loaded: dict = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
 
     def load(self, recipe: Recipe, split: str):
-        """Loads a split of the recipe's data."""
-        return datasets.load(recipe.data, split, self.data_dir, recipe.image_size)
+        """Loads a split of the recipe's data; one's own images are read once, and have the channels that the training
+        images, or the recipe's model file, have.
+
+        Raises:
+            ValueError, OSError: as `covkeras.datasets.load`; one's own images of another shape than those trained on.
+        """
+        if not datasets.is_own(recipe.data):
+            return datasets.load(recipe.data, split, self.data_dir, recipe.image_size)
+        key = (recipe.data, split, recipe.image_size, recipe.model)
+        if key not in self._loaded:
+            data = datasets.load(recipe.data, split, self.data_dir, recipe.image_size)
+            if recipe.model in MODELS:
+                self._loaded[key] = self._like_training(recipe, data)
+            elif os.path.isfile(recipe.model):
+                inputs = loading.load_keras(recipe.model, "model").inputs
+                data = data.with_channels(inputs[0].shape[-1] if inputs else None)
+                self._loaded[key] = self._like_training(recipe, data)
+            else:
+                return data
+        return self._loaded[key]
+
+    def _like_training(self, recipe: Recipe, data):
+        if data.split not in ("validation", "test"):
+            return data
+        trained = self.load(recipe, training_split(recipe))
+        data = data.with_channels(trained.image_shape[-1])
+        if data.image_shape != trained.image_shape:
+            raise ValueError(
+                f"the {data.split} images of {data.name} have shape {data.image_shape}, the training images "
+                f"{trained.image_shape}. Resize both by image_size, and store them with the same channels."
+            )
+        return data
 
     def load_certified(self, recipe: Recipe, split: str | None = None):
         """Loads what the recipe certifies, as ImageData up to the last of them, and their numbers in it.

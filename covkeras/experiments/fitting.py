@@ -4,10 +4,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from covkeras import datasets
 from covkeras.datasets.labels import pair_flip
 from covkeras.experiments.building import build_classifier, build_optimizer, check_parts
-from covkeras.experiments.jobs import Environment, progress_bar
+from covkeras.experiments.environment import Environment, training_split
+from covkeras.experiments.inputs import claim_inputs
+from covkeras.experiments.jobs import progress_bar
 from covkeras.experiments.precision import warn_if_slow
 from covkeras.experiments.recipes import Recipe
 from covkeras.experiments.runs import RunFolder
@@ -84,8 +85,7 @@ def load_training(recipe: Recipe, environment: Environment):
     """Loads the training split as the recipe wants it: limited, and with noisy labels if it says so; first refuses a
     recipe that can't be trained."""
     check_parts(recipe)
-    split = datasets.JOINED if recipe.train_on_validation else "train"
-    data = environment.load(recipe, split).limited(recipe.train_images)
+    data = environment.load(recipe, training_split(recipe)).limited(recipe.train_images)
     needing = (("label_noise", recipe.label_noise), (f"{recipe.method}'s weighing of images", weighed(recipe)))
     for what, needed in needing:
         if needed and not hasattr(data, "with_labels"):
@@ -155,8 +155,9 @@ def train(recipe: Recipe, folder: RunFolder, environment=Environment(), title: s
 
     Raises:
         Interrupted: a stop was asked for; everything is saved. NonFiniteLoss. OSError: the disk is full. InUse: another
-            process works in the folder.
+            process works in the folder. ValueError: what the recipe names by a path is not what it was.
     """
+    claim_inputs(folder.path, recipe, environment)
     if folder.classifier_file.exists():
         return keras.models.load_model(folder.classifier_file, compile=False)
     if recipe.precision == "auto":

@@ -9,6 +9,7 @@ import keras_tuner as kt
 import numpy as np
 
 from covkeras.experiments import fitting, jobs
+from covkeras.experiments.inputs import claim_inputs
 from covkeras.experiments.recipe import TUNERS
 from covkeras.experiments.recipes import Recipe, scaled
 from covkeras.experiments.runs import RunFolder, claim_record
@@ -206,6 +207,7 @@ def claim(hypermodel: CertifiedHyperModel, kind: str, seed: int) -> None:
         "recipe": hypermodel.recipe,
     }
     claim_record(hypermodel.folder / "search.json", here, "search")
+    claim_inputs(hypermodel.folder, hypermodel.recipe, hypermodel.environment)
 
 
 @dataclasses.dataclass(frozen=True)
