@@ -23,6 +23,7 @@ LAYERS = {
     "GroupNormalization": lambda: k.GroupNormalization(2),
     "RMSNormalization": k.RMSNormalization,
     "UnitNormalization": k.UnitNormalization,
+    "SpectralNormalization": lambda: k.SpectralNormalization(k.Conv2D(4, 1)),
     "Normalization": lambda: k.Normalization(mean=0.5, variance=2.0),
     "Softmax": k.Softmax,
     "MaxPooling2D": k.MaxPooling2D,

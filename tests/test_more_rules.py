@@ -152,6 +152,29 @@ def test_norms_against_sampling(case, rng):
     assert ratios.mean() == pytest.approx(1.0, abs=0.1)
 
 
+@pytest.mark.parametrize("inside", [lambda: layers.Conv2D(5, 3, activation="relu"), lambda: layers.Dense(5)])
+def test_spectral_normalization_is_the_layer_inside_over_its_kernel(inside, rng):
+    """Outside training nothing moves; a training step leaves the kernel and the vector that the wrapper leaves."""
+    gaussian = random_gaussian(rng, (6, 6, 3), 3)
+    ours, keras_own = (layers.SpectralNormalization(inside(), power_iterations=3) for _ in range(2))
+    for layer in (ours, keras_own):
+        layer.build(gaussian.mean.shape)
+    keras_own.set_weights(ours.get_weights())
+    expected = propagate(ours.layer, gaussian)
+    for got, wanted in zip(propagate(ours, gaussian), expected, strict=True):
+        np.testing.assert_array_equal(got, wanted)
+    keras_own(gaussian.mean, training=True)
+    trained = propagate(ours, gaussian, Context(training=True))
+    for got, wanted in zip(ours.get_weights(), keras_own.get_weights(), strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-6)
+    assert not np.allclose(trained.cov, expected.cov)
+    propagate(ours, gaussian, Context(training=True))
+    kernel = np.asarray(ours.kernel).reshape(-1, 5)
+    assert np.linalg.norm(kernel, 2) == pytest.approx(1.0, abs=0.02)
+    quiet = Gaussian(gaussian.mean, np.full((3, 3), 1e-12, "float32"))
+    np.testing.assert_allclose(propagate(ours, quiet).mean, ours(gaussian.mean), atol=1e-4)
+
+
 def functional(build, shape=(4, 4, 3)):
     inputs = keras.Input(shape)
     return keras.Model(inputs, build(inputs))

@@ -1,4 +1,4 @@
-"""Rules of the layers that normalise each image, or each position, by its own statistics."""
+"""Rules of the layers that normalise each image, or each position, by its own statistics, or a layer's weights."""
 
 import keras
 from keras import ops
@@ -108,3 +108,15 @@ def group_normalization(layer, gaussian, context):
     centred, inverse = ops.reshape(centred * inverse, shape), ops.reshape(inverse * ones, shape)
     gamma, shift = _scale_and_shift(layer, mean.dtype)
     return _normalised(layer, gaussian, context, centred * gamma + shift, inverse, gamma)
+
+
+@propagate.register(keras.layers.SpectralNormalization)
+def spectral_normalization(layer, gaussian, context):
+    """The rule of the layer inside, over the kernel that the wrapper has left there; in training after the wrapper's
+    own step, W / |W|_2 by power iteration (exact where that rule is)."""
+    if context.training:
+        kept = (layer.vector_u.value, layer.kernel.value)
+        vector, kernel = ops.cond(ops.all(ops.equal(layer.kernel.value, 0)), lambda: kept, layer.normalized_weights)
+        layer.vector_u.assign(vector)
+        layer.kernel.assign(kernel)
+    return propagate(layer.layer, gaussian, context)
