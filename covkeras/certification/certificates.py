@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from covkeras.runtime.validation import check_radii
+
 ABSTAIN = -1
 
 
@@ -147,4 +149,4 @@ def certified_accuracy(certificates: Certificates, labels, radii: Sequence[float
 
     At radius 0 that is the smoothed classifier's certified accuracy: right, and not abstained.
     """
-    return np.array([counted_at(certificates, labels, r).mean() for r in np.asarray(radii, np.float64)])
+    return np.array([counted_at(certificates, labels, r).mean() for r in check_radii(radii)])

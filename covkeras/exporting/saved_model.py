@@ -149,6 +149,8 @@ def _check_answers(classifier, logits) -> None:
 
 
 def _checked_names(class_names, classes: int) -> list[str]:
+    if isinstance(class_names, str):
+        raise ValueError(f"class_names must be a list, one name for each class, got the text {class_names!r}.")
     names = [str(i) for i in range(classes)] if class_names is None else [str(n) for n in class_names]
     if len(names) != classes:
         raise ValueError(f"class_names must be {classes}, one for each class, got {len(names)}.")

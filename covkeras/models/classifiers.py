@@ -23,6 +23,11 @@ def lenet(
     Returns:
         A functional model, images (batch, height, width, channels) in [0, 1] to logits (batch, num_classes), float32.
     """
+    if min(input_shape[:2]) < 2 ** len(filters):
+        raise ValueError(
+            f"input_shape {tuple(input_shape)} leaves nothing of the image after {len(filters)} poolings. Use a larger "
+            "image_size, fewer filters, or a residual network such as narrow_resnet."
+        )
     return _lenet(input_shape, num_classes, filters, units, name, 3, "same")
 
 

@@ -17,7 +17,7 @@ from covkeras.moments.dispatch import Context
 from covkeras.moments.gaussian import Gaussian, blocks, margin, standard_deviation, wide
 from covkeras.moments.gradients import gradients_of
 from covkeras.moments.network import MomentNetwork
-from covkeras.runtime.validation import check_count
+from covkeras.runtime.validation import check_count, check_floats
 
 
 class AdjointMargin(NamedTuple):
@@ -65,6 +65,7 @@ def adjoint_margin(
             the user's that is neither linear nor element-wise.
     """
     network.check_estimable()
+    check_floats(images)
     gate = _gate(network, gates)
     images = ops.convert_to_tensor(images, _image_dtype(network))
     # Zeros added to every rectifier's output: their gradient is dm/da, on any backend.
@@ -177,6 +178,7 @@ def calibrate_gates(network: MomentNetwork, images, copies: int = 4, seed: int =
         A list, per rectifier in the network's order, of (channels,) arrays: `gates` of `adjoint_margin`.
     """
     check_count("copies", copies)
+    check_floats(images)
     images = ops.convert_to_tensor(images, _image_dtype(network))
     noise = keras.random.normal((copies, *ops.shape(images)), seed=seed)
     noisy = ops.reshape(images + network.sigma * ops.cast(noise, images.dtype), (-1, *images.shape[1:]))

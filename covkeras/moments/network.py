@@ -11,7 +11,7 @@ from covkeras.moments.gaussian import Gaussian, wide
 from covkeras.moments.graph import called_with, nodes_of, walk
 from covkeras.moments.layers import GaussianInput, Moments, PlainErrors
 from covkeras.runtime.classifiers import check_classifier, check_fixed_size, with_a_graph
-from covkeras.runtime.validation import check_choice, check_r_max, check_shape, check_sigma
+from covkeras.runtime.validation import check_choice, check_floats, check_r_max, check_shape, check_sigma
 
 RECTIFIERS = ("unchanged", "bivariate")
 
@@ -106,6 +106,7 @@ class MomentNetwork(PlainErrors, keras.Model):
         Returns:
             Gaussian: mean (batch, classes), cov (classes, classes), both float32.
         """
+        check_floats(images)
         check_shape(images.shape, self.image_shape)
         self._check_forward(context)
         return self.propagate(Gaussian(*self.gaussian_input(images)), context or Context(training=bool(training)))

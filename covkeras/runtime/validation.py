@@ -99,12 +99,14 @@ def check_images(images, shape: tuple[int | None, ...]) -> np.ndarray:
     Raises:
         TypeError: integer images. ValueError: wrong rank or shape, NaN, values outside [0, 1].
     """
-    images = np.asarray(images)
+    kind, images = type(images).__name__, np.asarray(images)
     expected = f"(batch, {', '.join('any' if s is None else str(s) for s in shape)})"
-    if not np.issubdtype(images.dtype, np.floating):
+    if images.dtype.kind not in "biuf":
         raise TypeError(
-            f"images must be floating-point numbers in [0, 1], got {images.dtype}. Divide 8-bit images by 255."
+            f"images must be an array {expected} of numbers in [0, 1], got {kind}. Of a tf.data.Dataset of "
+            "batches: np.concatenate(list(dataset.as_numpy_iterator()))."
         )
+    check_floats(images)
     check_shape(images.shape, shape, expected)
     if not np.isfinite(images).all():
         raise ValueError("images must be finite, got NaN or infinity. Find the damaged records, or drop them.")
@@ -113,6 +115,22 @@ def check_images(images, shape: tuple[int | None, ...]) -> np.ndarray:
             f"images must lie in [0, 1], got values from {images.min():g} to {images.max():g}. Scale them; {INSIDE}"
         )
     return images.astype(np.float32, copy=False)
+
+
+def check_floats(images) -> None:
+    """Refuses integer images: 0 to 255 are no images in [0, 1], however they are cast."""
+    dtype = getattr(images, "dtype", None)
+    if dtype is not None and "float" not in str(dtype):
+        name = getattr(dtype, "name", dtype)
+        raise TypeError(f"images must be floating-point numbers in [0, 1], got {name}. Divide 8-bit images by 255.")
+
+
+def check_radii(radii) -> np.ndarray:
+    """Returns radii as float64 (radii,). Raises ValueError: no sequence of them, negative, NaN."""
+    found = np.asarray(radii, np.float64)
+    if found.ndim != 1 or not (found >= 0).all():
+        raise ValueError(f"radii must be a list of numbers >= 0, such as [0.0, 0.25, 0.5], got {radii!r}.")
+    return found
 
 
 def check_shape(received, shape, expected: str | None = None) -> None:

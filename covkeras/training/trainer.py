@@ -95,6 +95,11 @@ class CertifiedTrainer(keras.Model):
         initial = keras.initializers.Constant(value)
         return self.add_weight(shape=(), dtype=dtype, initializer=initial, trainable=False, name=name, **options)
 
+    @property
+    def trained_classifier(self):
+        """What is certified, or taken moments of, where a trainer is handed over for its classifier."""
+        return self.classifier
+
     def call(self, images, training=False):
         return self.classifier(images, training=training)
 

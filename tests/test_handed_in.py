@@ -1,0 +1,112 @@
+"""What is handed to the public functions by habit: it works, or one sentence says what to hand in."""
+
+import functools
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import covkeras as ck
+from covkeras.certification.certificates import Certificates
+from covkeras.certification.statements import certified_accuracy_lower
+
+
+@pytest.fixture
+def classifier():
+    keras.utils.set_random_seed(0)
+    return keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(3)])
+
+
+@pytest.fixture
+def images(rng):
+    return (rng.integers(0, 256, (3, 8, 8, 1)) / 255).astype("float32")
+
+
+def trainer_of(classifier):
+    trainer = ck.CertifiedTrainer(classifier, ck.objectives.GaussianAugmentation(0.25))
+    trainer.compile()
+    return trainer
+
+
+def test_a_trainer_stands_for_its_classifier(classifier, images):
+    trainer = trainer_of(classifier)
+    ours, its = (ck.SmoothedClassifier(one, 0.25).certify(images, n=100, alpha=0.05) for one in (trainer, classifier))
+    np.testing.assert_array_equal(ours.radius, its.radius)
+    means = [ck.MomentNetwork(one, 0.25)(images).mean for one in (trainer, classifier)]
+    np.testing.assert_array_equal(*means)
+    assert ck.CertifiedTrainer(trainer, ck.objectives.CrossEntropy(0.25)).classifier is classifier
+
+
+def test_a_model_with_a_part_called_classifier_is_taken_whole(images):
+    """Not for a trainer: a backbone and a head under that name is what many write."""
+
+    class Mine(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.backbone, self.classifier = keras.layers.Flatten(), keras.layers.Dense(3)
+
+        def call(self, x):
+            return -self.classifier(self.backbone(x))
+
+    mine = Mine()
+    logits = np.asarray(mine(images))
+    smoothed = ck.SmoothedClassifier(mine, 0.25)
+    np.testing.assert_allclose(smoothed.classifier(images), logits, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            lambda x: tf.data.Dataset.from_tensor_slices(x),
+            r"^images must be an array .* got .*Dataset\. .*np\.concat",
+        ),
+        (lambda x: [None, None], r"^images must be an array \(batch, 8, 8, 1\) of numbers in \[0, 1\], got list"),
+        (lambda x: (255 * x).astype("uint8"), r"^images must be floating-point numbers in \[0, 1\], got uint8"),
+        (lambda x: x > 0.5, r"^images must be floating-point numbers in \[0, 1\], got bool"),
+    ],
+)
+def test_images_that_are_none(given, message, classifier, images):
+    with pytest.raises(TypeError, match=message):
+        ck.SmoothedClassifier(classifier, 0.25).certify(given(images), n=100, alpha=0.05)
+
+
+@pytest.mark.parametrize("use", ["moments", "adjoint", "gates"])
+@pytest.mark.parametrize("tensor", [np.asarray, tf.constant])
+def test_8_bit_images_have_no_moments(use, tensor, classifier, images):
+    """Silently they were images 255 times as bright."""
+    network, numbers = ck.MomentNetwork(classifier, 0.25), tensor((255 * images).astype("uint8"))
+    call = {
+        "moments": network,
+        "adjoint": lambda x: ck.adjoint_margin(network, x),
+        "gates": lambda x: ck.calibrate_gates(network, x),
+    }[use]
+    with pytest.raises(TypeError, match=r"^images must be floating-point numbers in \[0, 1\], got uint8\. Divide"):
+        call(numbers)
+
+
+@pytest.mark.parametrize("radii", [0.25, [-0.25], [0.0, float("nan")], [[0.0, 0.25]]])
+def test_radii_are_a_list_of_numbers(radii):
+    known = Certificates.single(1, 0.3, p_lower=0.9, samples=100, seconds=0.0)
+    for function in (ck.certified_accuracy, functools.partial(certified_accuracy_lower, alpha=0.001)):
+        with pytest.raises(ValueError, match=r"^radii must be a list of numbers >= 0, such as \[0\.0, 0\.25, 0\.5\]"):
+            function(known, [1], radii)
+    assert ck.certified_accuracy(known, [1], (0, 0.3, 0.31)).tolist() == [1, 1, 0]
+
+
+def test_class_names_are_no_text(classifier, tmp_path):
+    with pytest.raises(ValueError, match=r"^class_names must be a list, one name for each class, got the text 'abc'"):
+        ck.export(ck.SmoothedClassifier(classifier, 0.25), tmp_path / "1", "abc")
+
+
+@pytest.mark.parametrize("size", [1, 5, 7])
+def test_images_too_small_for_a_model(size):
+    with pytest.raises(ValueError, match=rf"^input_shape \({size}, {size}, 1\) leaves nothing of the image after 3"):
+        ck.models.lenet((size, size, 1))
+    assert ck.models.lenet((size, size, 1), filters=(4,)) if size > 1 else True
+
+
+def test_a_refused_number_is_said_once():
+    with pytest.raises(ValueError, match=r"got -1.0\. It is the paper's lambda, weight of the hinge\.$"):
+        ck.objectives.CovarianceRadius(0.25, lam=-1.0)
