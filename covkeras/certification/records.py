@@ -90,8 +90,9 @@ def open_records(path: str | os.PathLike, settings: dict) -> CertificateFile:
     """Opens a certificate file to append to; a new one gets its sidecar first.
 
     Raises:
-        ValueError: the file was made with other settings, which are listed.
+        ValueError: the file was made with other settings, which are listed; it is a folder.
     """
+    check_file(path)
     beside = sidecar(path)
     beside.parent.mkdir(parents=True, exist_ok=True)
     if beside.exists():
@@ -105,12 +106,19 @@ def open_records(path: str | os.PathLike, settings: dict) -> CertificateFile:
     return CertificateFile(path, runner_up=bool(settings.get("runner_up")))
 
 
+def check_file(path: str | os.PathLike) -> None:
+    """Refuses a folder in the place of a certificates' file."""
+    if Path(path).is_dir():
+        raise ValueError(f"{path} is a folder: name the certificates' file, such as {Path(path) / 'certificates.tsv'}.")
+
+
 def merge(files: Sequence[str | os.PathLike], out: str | os.PathLike) -> int:
     """Merges shards, given in any order, into one file sorted by index; returns its number of certificates.
 
     Raises:
         ValueError: shards overlap or were made with different settings, named; `out` exists.
     """
+    check_file(out)
     if Path(out).exists():
         raise ValueError(f"{out} exists. Delete it, or choose another name.")
     rows, owner, first = [], {}, None

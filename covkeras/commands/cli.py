@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import errno
 import signal
 import sys
 import warnings
@@ -115,14 +116,18 @@ def add_classifier_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--channels-first", action="store_true", help="it takes (batch, channels, height, width)")
 
 
+def told_of_the_classifier(arguments: argparse.Namespace) -> bool:
+    """Whether a flag of `add_classifier_flags` says anything."""
+    return (*arguments.input_range, arguments.ends_in, arguments.channels_first) != (0.0, 1.0, "logits", False)
+
+
 def load_classifier(path: str, arguments: argparse.Namespace):
     """Loads a .keras file or the folder of a SavedModel, and adapts it to images in [0, 1] where the flags ask for it.
 
     Raises:
         ValueError, OSError: it is neither, or what `adapt` refuses.
     """
-    told = (*arguments.input_range, arguments.ends_in, arguments.channels_first) != (0.0, 1.0, "logits", False)
-    if is_keras_file(path) and not told:
+    if is_keras_file(path) and not told_of_the_classifier(arguments):
         return loading.load_keras(path)
     return adapting.adapt(
         path,
@@ -139,16 +144,19 @@ def environment_from(arguments: argparse.Namespace, stop: Callable[[], bool]) ->
 
 def recipe_from(arguments: argparse.Namespace, others: bool = False) -> Recipe:
     """Returns the named recipe with the flags' values; another method than its own comes with its authors' weights.
+    Other epochs scale the schedule, but for what of it is given, too.
 
     Args:
         others: whether flags of other methods than the recipe's may be given, for a program that trains them too.
 
     Raises:
-        ValueError: naming the field and what is allowed.
+        ValueError: naming the field and what is allowed; a schedule that ends after the epochs.
     """
     recipe = recipes.find(arguments.recipe)
     recipe = recipes.smoke(recipe) if arguments.smoke else recipe
     given = {name: value for name in _fields() if (value := getattr(arguments, name, None)) is not None}
+    if given.get("epochs", 0) > 0:
+        recipe = recipes.scaled(recipe, given["epochs"])
     method = given.pop("method", recipe.method)
     values, foreign = hyper_given(arguments, method)
     if foreign and not others:
@@ -158,7 +166,7 @@ def recipe_from(arguments: argparse.Namespace, others: bool = False) -> Recipe:
             f"{flag} is a hyper-parameter of {', '.join(owners)}; the recipe's method is {method}, whose own are: "
             f"{own}. Choose the method by --method; in a comparison write {next(iter(owners))}:{name}=VALUE."
         )
-    return recipe.with_method(method, **given, **values)
+    return recipes.check_schedule(recipe.with_method(method, **given, **values))
 
 
 def recipe_flags_given(arguments: argparse.Namespace) -> list[str]:
@@ -207,6 +215,26 @@ def plain_warnings():
         warnings.formatwarning = before
 
 
+_REMEDIES = {
+    errno.ENOENT: "Name one that is there",
+    errno.EEXIST: "Name another",
+    errno.EISDIR: "Name a file",
+    errno.ENOTDIR: "Name a folder",
+    errno.EACCES: "Name a place that may be written",
+    errno.EPERM: "Name a place that may be written",
+    errno.EROFS: "Name a place that may be written",
+    errno.ENOSPC: "Free space; the same command goes on",
+}
+
+
+def said(error: Exception) -> str:
+    """An error in one sentence; the system's own with the file first, and the remedy."""
+    if not isinstance(error, OSError) or not error.strerror or error.filename is None:
+        return str(error)
+    remedy = _REMEDIES.get(error.errno)
+    return f"{error.filename}: {error.strerror}." + (f" {remedy}." if remedy and "." not in error.strerror else "")
+
+
 def run(program: Callable[[Interrupts], None], resume: str = "") -> int:
     """Runs a program with Ctrl-C caught; expected errors end in one line and exit code 2, stops in 128 + signal."""
     startup.quiet_tensorflow()
@@ -221,6 +249,6 @@ def run(program: Callable[[Interrupts], None], resume: str = "") -> int:
         print(f"\nstopped; what was saved stays. To resume: {resume or 'run the same command'}", file=sys.stderr)
         return 130
     except (ValueError, TypeError, OSError, NotImplementedError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {said(error)}", file=sys.stderr)
         return 2
     return 0

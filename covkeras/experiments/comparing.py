@@ -11,7 +11,7 @@ from covkeras.experiments import fitting, jobs
 from covkeras.experiments.building import check_parts
 from covkeras.experiments.inputs import claim_inputs
 from covkeras.experiments.recipe import split_method
-from covkeras.experiments.recipes import Recipe, scaled
+from covkeras.experiments.recipes import Recipe, check_schedule, scaled
 from covkeras.experiments.result import Result
 from covkeras.experiments.runs import RunFolder, claim_record
 from covkeras.runtime import devices, fields
@@ -87,7 +87,7 @@ class Entry:
                 raise ValueError(f"method {text!r} must be METHOD:FIELD=VALUE,..., FIELD one of {known}.")
             changes[name] = fields.read(own.field(name), value)
         own = scaled(own, changes["epochs"]) if "epochs" in changes else own
-        return cls(text, own.replace(reference="none", **changes))
+        return cls(text, check_schedule(own.replace(reference="none", **changes)))
 
 
 def _holds(record: dict | None, values: dict | None) -> bool:

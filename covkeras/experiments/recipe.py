@@ -127,7 +127,7 @@ class Recipe:
     train_on_validation: bool = fields.switch(
         False, "train on the validation images too, once the hyper-parameters are chosen"
     )
-    epochs: int = fields.count(30, "passes over the training images")
+    epochs: int = fields.count(30, "passes over the training images; the recipe's schedule is scaled to other ones")
     batch_size: int = fields.count(64, "images per step, over all devices")
     optimizer: str = fields.choice("sgd", "what takes the steps", OPTIMIZERS)
     learning_rate: float = fields.number(0.01, "at the start", 0, search="0.001:0.1:log")

@@ -167,6 +167,19 @@ def scaled(recipe: Recipe, epochs: int) -> Recipe:
     )
 
 
+def check_schedule(recipe: Recipe) -> Recipe:
+    """Returns the recipe. Raises ValueError: something in it would begin when the training is over, and never does."""
+    late = {name: recipe.hyper[name] for name in _epochs_of_the_method(recipe, int)}
+    late |= {"decay_epochs": max(recipe.decay_epochs, default=0) - 1}
+    for name, epoch in late.items():
+        if epoch >= max(recipe.epochs, 1):
+            raise ValueError(
+                f"{name} must lie within the {recipe.epochs} epochs, got {recipe.values()[name]}, when they are over. "
+                "Lower it, or give --epochs alone: the recipe's whole schedule is scaled to them."
+            )
+    return recipe
+
+
 def _epochs_of_the_method(recipe: Recipe, scale) -> dict[str, int]:
     """What the method declares of the schedule, scaled."""
     declared = recipe.declared().items()
@@ -180,8 +193,8 @@ def smoke(recipe: Recipe) -> Recipe:
     return recipe.replace(
         name=f"{recipe.name}-smoke",
         epochs=epochs,
-        **_epochs_of_the_method(recipe, lambda epoch: min(epoch, 1)),
-        decay_epochs=(2,) if recipe.decay_epochs else (),
+        **_epochs_of_the_method(recipe, lambda epoch: min(epoch, 1, epochs - 1)),
+        decay_epochs=(2,) if recipe.decay_epochs and epochs > 1 else (),
         warmup_epochs=min(recipe.warmup_epochs, 1),
         batch_size=4 if large else 32,
         train_images=16 if large else 640,

@@ -48,8 +48,8 @@ def text(default: str, help: str, check=None) -> Field:
 
 
 def epochs(default: tuple[int, ...], help: str) -> Field:
-    """Returns a field for epochs, whole numbers from 1 on."""
-    return _field(tuple(default), help, check=lambda name, value, why: tuple(check_count(name, v) for v in value))
+    """Returns a field for epochs, whole numbers from 1 on, one after the other."""
+    return _field(tuple(default), help, check=_check_epochs)
 
 
 def sigma(default: float = 0.5) -> Field:
@@ -88,7 +88,8 @@ def read(field: Field, written: str):
     try:
         value = {"true": True, "false": False}[written.lower()] if kind is bool else kind(written)
     except (ValueError, KeyError):
-        raise ValueError(f"{field.name} must be {kind.__name__}, got {written!r}.") from None
+        what = {bool: "true or false", float: "a number", int: "a whole number"}.get(kind, kind.__name__)
+        raise ValueError(f"{field.name} must be {what}, got {written!r}.") from None
     return check(field, value)
 
 
@@ -105,6 +106,13 @@ def describe(field: Field) -> str:
 def _field(default, help, search="", epoch=False, check=None, choices=None) -> Field:
     metadata = {"help": help, "search": search, "epoch": epoch, "check": check, "choices": choices}
     return dataclasses.field(default=default, metadata=metadata)
+
+
+def _check_epochs(name, value, why):
+    found = tuple(check_count(name, v) for v in value)
+    if list(found) != sorted(set(found)):
+        raise ValueError(f"{name} must increase, got {' '.join(map(str, found))}.")
+    return found
 
 
 def _check_switch(name, value, why):

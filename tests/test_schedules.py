@@ -1,0 +1,51 @@
+"""--epochs: the schedule goes with them, and nothing of it waits for an epoch that never comes."""
+
+import pytest
+
+from covkeras.commands import cli, train
+from covkeras.experiments.comparing import Entry
+from covkeras.experiments.recipes import check_schedule, find, smoke
+
+
+def recipe_of(*flags):
+    return cli.recipe_from(train.parse(list(flags)))
+
+
+def test_other_epochs_scale_the_schedule():
+    """The paper's hinge begins half-way. With 30 epochs and the named recipe's epoch 50 it never did, in silence."""
+    recipe = recipe_of("--recipe", "digits", "--epochs", "30")
+    assert (recipe.epochs, recipe.decay_epochs, recipe.switch_epoch) == (30, (15, 22), 15)
+    # What is given besides is what is meant.
+    recipe = recipe_of("--recipe", "digits", "--epochs", "30", "--switch-epoch", "3", "--decay-epochs", "20")
+    assert (recipe.decay_epochs, recipe.switch_epoch) == ((20,), 3)
+    assert recipe_of("--recipe", "digits", "--epochs", "100") == find("digits")
+    assert recipe_of("--recipe", "cifar10_protocol", "--epochs", "37").epochs == 37
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--switch-epoch", "100"], r"^switch_epoch must lie within the 100 epochs, got 100"),
+        (["--epochs", "30", "--switch-epoch", "50"], r"^switch_epoch must lie within the 30 epochs, got 50"),
+        (["--epochs", "30", "--decay-epochs", "20", "50"], r"^decay_epochs must lie within the 30 epochs"),
+        (["--decay-epochs", "50", "20"], r"^decay_epochs must increase, got 50 20"),
+        (["--decay-epochs", "20", "20"], r"^decay_epochs must increase, got 20 20"),
+        (["--method", "sphere_attack", "--discard-epoch", "200"], r"^discard_epoch must lie within the 100 epochs"),
+    ],
+)
+def test_what_would_never_begin_is_refused(flags, message):
+    with pytest.raises(ValueError, match=message):
+        recipe_of("--recipe", "digits", *flags)
+
+
+def test_a_comparisons_methods_too():
+    recipe = find("digits")
+    with pytest.raises(ValueError, match=r"^switch_epoch must lie within the 20 epochs, got 50"):
+        Entry.parse("covariance_radius:epochs=20,switch_epoch=50", recipe)
+    assert Entry.parse("covariance_radius:epochs=20", recipe).recipe.switch_epoch == 10
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 100])
+def test_a_smoke_test_of_any_recipe_has_a_whole_schedule(epochs):
+    for name in ("digits", "cifar10", "mnist_protocol"):
+        assert check_schedule(smoke(recipe_of("--recipe", name, "--epochs", str(epochs)))).epochs == min(epochs, 3)
