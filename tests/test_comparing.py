@@ -52,9 +52,9 @@ def test_methods_are_read_with_their_authors_weights():
         ("macer:lamda=2", "FIELD one of"),
         ("macer:sigma=1", "FIELD one of"),
         ("macer:lam", "must be METHOD:FIELD=VALUE"),
-        ("macer:lam=much", "lam must be float, got 'much'"),
+        ("macer:lam=much", "lam must be a number, got 'much'"),
         ("macer:lam=-1", "lam must be a"),
-        ("consistency:antithetic=maybe", "antithetic must be bool"),
+        ("consistency:antithetic=maybe", "antithetic must be true or false, got 'maybe'"),
     ],
 )
 def test_bad_methods_are_refused(text, message):
@@ -96,6 +96,17 @@ def test_compare_trains_certifies_reports_and_takes_up_more(tmp_path):
     assert last.returncode == 0, last.stderr
     assert (folder / "certificates.tsv").read_bytes() == before
     assert (out / "report" / "table.md").read_text() == table
+
+
+def test_a_runs_folder_is_one_folder_whatever_its_label_holds(tmp_path):
+    """A teacher's path made folders in folders, and `../` others' folders."""
+    recipe = recipes.find("digits")
+    comparison = Comparison(tmp_path, recipe)
+    found = {
+        comparison.run_folder(Entry.parse(f"distillation:teacher={path}", recipe), 0).path
+        for path in ("/data/a.keras", "../../a.keras", "a.keras")
+    }
+    assert len(found) == 3 and {path.parent for path in found} == {tmp_path / "runs"}
 
 
 def test_other_comparisons_and_bad_flags_are_refused_with_nothing_written(tmp_path):

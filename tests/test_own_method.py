@@ -109,7 +109,7 @@ def test_what_is_no_method_is_refused(method, message, capsys):
     "flags, message",
     [
         (["--lam", "-1"], "lam must be a number in [0, inf)"),
-        (["--lam", "much"], "lam must be float, got 'much'"),
+        (["--lam", "much"], "lam must be a number, got 'much'"),
         (["--eta", "0.3"], "--eta is a hyper-parameter of adjoint_radius, consistency"),
         (["--reference", "soft:Softened"], "can't be imported"),
     ],

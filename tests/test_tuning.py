@@ -66,8 +66,8 @@ def test_ranges_are_read():
         ("lam=0:1:log", "both above 0 for log"),
         ("lam=0:1:quadratic", r"must be FIELD=LOW:HIGH\[:log\] of numbers"),
         ("noisy_mean=false:true", r"must be FIELD=LOW:HIGH\[:log\] of numbers"),
-        ("lam=a:b", "lam must be float, got 'a'"),
-        ("switch_epoch=0.5:2", "switch_epoch must be int"),
+        ("lam=a:b", "lam must be a number, got 'a'"),
+        ("switch_epoch=0.5:2", "switch_epoch must be a whole number"),
         ("r_max=0:2", r"r_max must be a number in \[0, 1\)"),
     ],
 )

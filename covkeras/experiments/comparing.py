@@ -165,7 +165,9 @@ class Comparison:
                     self.run_folder(entry, seed).check(entry.recipe.replace(seed=seed))
 
     def run_folder(self, entry: Entry, seed: int) -> RunFolder:
-        return RunFolder(self.path / "runs" / f"{entry.label.replace(':', ',')}-seed{seed}")
+        # One folder, whatever paths, such as a teacher's, the label holds.
+        name = entry.label.translate(str.maketrans({":": ",", "/": "_", "\\": "_"}))
+        return RunFolder(self.path / "runs" / f"{name}-seed{seed}")
 
     def costs(self, entries: Sequence[Entry], rounds: int = 15) -> dict[str, Cost]:
         """Returns each method's step times, and Gaussian augmentation's, measured in turns; measured once, and kept."""
