@@ -31,11 +31,12 @@ def test_arrays_under_their_usual_names(names, tmp_path, rng):
         kept |= dict(zip(NAMES[names].format(part).split("/"), (x, y[:, None]), strict=True))
     np.savez(tmp_path / "mine.npz", **kept)
     load = lambda split: datasets.load(str(tmp_path / "mine.npz"), split)  # noqa: E731
-    held_out = sorted(np.random.RandomState(0).permutation(40)[:4])
-    assert np.array_equal(load("train").images, np.delete(images, held_out, 0)[..., None])
-    assert np.array_equal(load("validation").images[..., 0], images[held_out])
-    assert np.array_equal(load("validation").labels, labels[held_out])
-    assert np.array_equal(load("train+validation").images[..., 0], images)
+    order = np.random.RandomState(0).permutation(40)
+    assert np.array_equal(load("train").images, images[order[4:], ..., None])
+    assert np.array_equal(load("train").labels, labels[order[4:]])
+    assert np.array_equal(load("validation").images[..., 0], images[order[:4]])
+    assert np.array_equal(load("validation").labels, labels[order[:4]])
+    assert np.array_equal(load("train+validation").images[..., 0], images[order])
     data = load("test")
     assert np.array_equal(data.images[..., 0], tested) and np.array_equal(data.labels, known)
     assert data.class_names == ("0", "1", "2", "3") and data.digest != load("train").digest
@@ -176,8 +177,24 @@ def test_grey_files_beside_coloured_ones_and_for_a_classifier_of_colour(tmp_path
 def test_arrays_in_the_order_of_their_classes_are_said(tmp_path, rng):
     images, labels = arrays(rng)
     np.savez(tmp_path / "a.npz", images=images, labels=np.sort(labels))
-    with pytest.warns(UserWarning, match="in the order of their classes"):
+    with pytest.warns(UserWarning, match="^the test images of .*a.npz are in the order of their classes"):
         datasets.load(str(tmp_path / "a.npz"), "test")
+    shown = {"x_train": images, "y_train": np.sort(labels), "x_val": images, "y_val": np.sort(labels)}
+    np.savez(tmp_path / "b.npz", **shown)
+    with pytest.warns(UserWarning, match="^the validation images of .*b.npz are in the order of their classes"):
+        datasets.load(str(tmp_path / "b.npz"), "validation")
+
+
+def test_the_first_training_images_are_of_all_classes_however_they_are_stored(tmp_path, rng):
+    """--train-images takes the first, and so do the estimates' gates: of sorted arrays they were all of one class."""
+    images = rng.integers(0, 256, (400, 4, 4), dtype=np.uint8)
+    np.savez(tmp_path / "a.npz", x_train=images, y_train=np.repeat(np.arange(4), 100))
+    data = datasets.load(str(tmp_path / "a.npz"), "train").limited(64)
+    assert np.bincount(data.labels).min() >= 8
+    assert all(
+        (images[100 * label : 100 * label + 100] == image[..., 0]).all((1, 2)).any()
+        for image, label in zip(data.images, data.labels, strict=True)
+    )
 
 
 def test_a_name_that_is_known_is_never_a_folder(tmp_path, monkeypatch, rng):

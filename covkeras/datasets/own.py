@@ -40,7 +40,8 @@ def load_own(name: str, split: str, image_size: int) -> ImageData:
 
     Validation images are those given as such, or a tenth of the training images drawn once and for all, 5,000 at most.
     Images and labels without a split's name, or classes' folders directly in the folder, are the test split and nothing
-    else. An .npz keeps its order; files come in one that tells nothing of their classes (`_files_of`).
+    else. Training images come in a fixed random order, so that the first of them are of all classes however they are
+    stored; test images in that of the .npz, files in one that tells nothing of their classes (`_files_of`).
     """
     path = Path(name).expanduser()
     if not path.exists():
@@ -51,32 +52,34 @@ def load_own(name: str, split: str, image_size: int) -> ImageData:
     if wanted not in known:
         raise ValueError(f"{name} has no {wanted} images, it has {', '.join(known) or 'none'}. {parts.remedy}")
     images, labels = parts.read(wanted)
-    if wanted == "train" and "validation" not in known:
-        images, labels = _without_held_out(images, labels, split)
-    elif split == "train+validation":
+    if split == "train+validation" and "validation" in known:
         more, of = parts.read("validation")
         images, labels = [*images, *more], np.concatenate([labels, of])
-    if split == "test":
-        _warn_of_order(name, labels)
+    if wanted == "train":
+        chosen = _drawn(len(labels), split, "validation" in known)
+        images, labels = [images[i] for i in chosen], labels[chosen]
+    else:
+        _warn_of_order(f"{split} images of {name}", labels)
     images = _of_one_size(name, images, image_size)
     return ImageData(name, split, images, labels, parts.class_names(), _digest(images, labels))
 
 
-def _warn_of_order(name: str, labels) -> None:
+def _warn_of_order(what: str, labels) -> None:
     if len(labels) > 20 and len(np.unique(labels)) > 1 and (np.diff(labels) >= 0).all():
         warnings.warn(
-            f"the test images of {name} are in the order of their classes, so that the first of them are all of one: "
+            f"the {what} are in the order of their classes, so that the first of them are all of one: "
             "shuffle the arrays, or certify every so manieth.",
             stacklevel=4,
         )
 
 
-def _without_held_out(images, labels, split: str):
-    """What of the training images a split has; RandomState's stream is frozen for ever."""
-    held_out = np.zeros(len(labels), bool)
-    held_out[np.random.RandomState(0).permutation(len(labels))[: min(_HELD_OUT, len(labels) // 10)]] = True
-    chosen = {"train": ~held_out, "validation": held_out}.get(split, np.ones(len(labels), bool))
-    return [image for image, kept in zip(images, chosen, strict=True) if kept], labels[chosen]
+def _drawn(count: int, split: str, has_validation: bool) -> np.ndarray:
+    """Returns which of the training images, or of both kinds, a split has; RandomState's stream is frozen for ever."""
+    order = np.random.RandomState(0).permutation(count)
+    if has_validation or split == "train+validation":
+        return order
+    held_out = min(_HELD_OUT, count // 10)
+    return order[:held_out] if split == "validation" else order[held_out:]
 
 
 class _Arrays:
