@@ -44,10 +44,10 @@ def test_arrays_under_their_usual_names(names, tmp_path, rng):
 
 def test_validation_images_of_its_own_and_class_names(tmp_path, rng):
     (images, labels), (held, others) = arrays(rng), arrays(rng, 10)
-    np.savez(tmp_path / "a.npz", x_train=images, y_train=labels, x_val=held, y_val=others, class_names=list("abcdef"))
+    np.savez(tmp_path / "a.npz", x_train=images, y_train=labels, x_val=held, y_val=others, class_names=list("abcd"))
     load = lambda split: datasets.load(str(tmp_path / "a.npz"), split)  # noqa: E731
     assert len(load("train")) == 40 and np.array_equal(load("validation").images[..., 0], held)
-    assert len(load("train+validation")) == 50 and load("train").class_names == tuple("abcdef")
+    assert len(load("train+validation")) == 50 and load("train").class_names == tuple("abcd")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "int64", "whole floats"])
@@ -118,7 +118,9 @@ def test_a_folder_of_files_has_pillows_pixels_in_kerass_order(shape, tmp_path, r
             write(tmp_path / part / "cdb"[i % 3], rng.integers(0, 256, shape, dtype=np.uint8), ("png", "jpg")[i % 2])
     (tmp_path / "train" / "a").mkdir()
     data = datasets.load(str(tmp_path), "test")
-    assert data.class_names == tuple("abcd") and len(datasets.load(str(tmp_path), "train")) == 22
+    assert data.class_names == tuple("abcd")
+    with pytest.warns(UserWarning, match=r"has no training images of 1 of its 4 classes \(a\), which can't be learned"):
+        assert len(datasets.load(str(tmp_path), "train")) == 22
     below = {
         hashlib.sha256(f.relative_to(tmp_path / "test").as_posix().encode()).hexdigest(): f
         for f in (tmp_path / "test").rglob("*.*")
@@ -131,7 +133,8 @@ def test_a_folder_of_files_has_pillows_pixels_in_kerass_order(shape, tmp_path, r
         tmp_path / "train", image_size=(9, 8), shuffle=False, verbose=0, color_mode="rgb", batch_size=24
     )
     assert tuple(batches.class_names) == data.class_names
-    ours = datasets.load(str(tmp_path), "train+validation")
+    with pytest.warns(UserWarning, match="which can't be learned"):
+        ours = datasets.load(str(tmp_path), "train+validation")
     found = {image.tobytes(): int(label) for image, label in zip(ours.images, ours.labels, strict=True)}
     for image, label in zip(*next(iter(batches)), strict=True):
         pixels = np.asarray(image).astype(np.uint8)
@@ -161,6 +164,39 @@ def test_folders_that_are_refused(tmp_path, rng):
     with pytest.raises(ValueError, match="vary in size: give --image-size"):
         datasets.load(str(tmp_path / "sizes"), "test")
     assert datasets.load(str(tmp_path / "sizes"), "test", image_size=6).images.shape == (2, 6, 6, 1)
+
+
+def test_what_programs_leave_behind_is_no_class_and_no_image(tmp_path, rng):
+    """A notebook's .ipynb_checkpoints was a class, and all after it were numbered one too high."""
+    for part in ("Train", "Testing"):
+        for label in "ab":
+            write(tmp_path / part / label, rng.integers(0, 256, (8, 8), dtype=np.uint8))
+    for left in (".ipynb_checkpoints", "__MACOSX", "a/.ipynb_checkpoints"):
+        write(tmp_path / "Train" / left, rng.integers(0, 256, (8, 8), dtype=np.uint8))
+    for file in (".DS_Store", "a/.DS_Store", "a/._0.png", "b/Thumbs.db"):
+        (tmp_path / "Train" / file).write_bytes(b"no image")
+    for split in ("train", "test"):
+        data = datasets.load(str(tmp_path), split)
+        assert data.class_names == ("a", "b") and len(data) == 2
+
+
+def test_a_class_that_is_tested_alone_is_said(tmp_path, rng):
+    for folder in ("train/cat", "train/dog", "test/Cat", "test/dog"):
+        write(tmp_path / folder, rng.integers(0, 256, (8, 8), dtype=np.uint8))
+    with pytest.warns(UserWarning, match=r"no training images of 1 of its 3 classes \(Cat\).* is misspelt"):
+        datasets.load(str(tmp_path), "train")
+    images, labels = arrays(rng)
+    np.savez(tmp_path / "a.npz", x_train=images, y_train=labels + 1)
+    with pytest.warns(UserWarning, match=r"no training images of 1 of its 5 classes \(0\)"):
+        datasets.load(str(tmp_path / "a.npz"), "train")
+
+
+def test_a_damaged_file_is_named_in_one_line(tmp_path, rng):
+    write(tmp_path / "a", rng.integers(0, 256, (8, 8), dtype=np.uint8))
+    (file,) = (tmp_path / "a").iterdir()
+    file.write_bytes(file.read_bytes()[:80])
+    with pytest.raises(ValueError, match=r"^\S+000\.png: image is damaged: save it anew, or take it out"):
+        datasets.load(str(tmp_path), "test")
 
 
 def test_grey_files_beside_coloured_ones_and_for_a_classifier_of_colour(tmp_path, rng):

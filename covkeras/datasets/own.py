@@ -19,7 +19,7 @@ _ARRAYS = {
     for part, short in (("train", "train"), ("validation", "val"), ("test", "test"))
 }
 _ALONE = (("images", "labels"), ("x", "y"))
-_FOLDERS = {"train": ("train", "training"), "validation": ("validation", "val", "valid"), "test": ("test",)}
+_FOLDERS = {"train": ("train", "training"), "validation": ("validation", "val", "valid"), "test": ("test", "testing")}
 _FILES, _OTHERS = (".png", ".jpg", ".jpeg"), (".bmp", ".gif", ".tif", ".tiff", ".webp")
 _HELD_OUT = 5_000
 
@@ -56,6 +56,8 @@ def load_own(name: str, split: str, image_size: int) -> ImageData:
         more, of = parts.read("validation")
         images, labels = [*images, *more], np.concatenate([labels, of])
     if wanted == "train":
+        if split != "validation":
+            _warn_of_missing(name, parts.class_names(), labels)
         chosen = _drawn(len(labels), split, "validation" in known)
         images, labels = [images[i] for i in chosen], labels[chosen]
     else:
@@ -69,6 +71,17 @@ def _warn_of_order(what: str, labels) -> None:
         warnings.warn(
             f"the {what} are in the order of their classes, so that the first of them are all of one: "
             "shuffle the arrays, or certify every so manieth.",
+            stacklevel=4,
+        )
+
+
+def _warn_of_missing(name: str, class_names, labels) -> None:
+    missing = [class_names[i] for i in sorted(set(range(len(class_names))) - set(labels.tolist()))]
+    if missing and len(labels):
+        listed = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+        warnings.warn(
+            f"{name} has no training images of {len(missing)} of its {len(class_names)} classes ({listed}), which "
+            "can't be learned: look whether a folder, or a number, is misspelt.",
             stacklevel=4,
         )
 
@@ -144,16 +157,17 @@ class _Folder:
 
     def __init__(self, path: Path):
         self.path = path
-        found = {part: next((path / n for n in names if (path / n).is_dir()), None) for part, names in _FOLDERS.items()}
+        below = {name.lower(): path / name for name in _folders(path)}
+        found = {part: next((below[n] for n in names if n in below), None) for part, names in _FOLDERS.items()}
         self.parts = {part: folder for part, folder in found.items() if folder}
-        if not self.parts and _classes_of(path):
+        if not self.parts and _folders(path):
             self.parts = {"test": path}
 
     def known(self) -> list[str]:
         return list(self.parts)
 
     def class_names(self) -> tuple[str, ...]:
-        return tuple(sorted({name for folder in self.parts.values() for name in _classes_of(folder)}))
+        return tuple(sorted({name for folder in self.parts.values() for name in _folders(folder)}))
 
     def read(self, part: str):
         files, numbers = _files_of(self.parts[part]), {name: i for i, name in enumerate(self.class_names())}
@@ -163,15 +177,26 @@ class _Folder:
         return images, np.array([numbers[name] for name, _ in files], np.int64)
 
 
-def _classes_of(folder: Path) -> list[str]:
-    """As Keras numbers them: every folder in it, in alphabetical order."""
-    return sorted(inside.name for inside in folder.iterdir() if inside.is_dir())
+def _folders(folder: Path) -> list[str]:
+    """The classes, as Keras numbers them: every folder in it, in alphabetical order, but for those that programs leave
+    behind."""
+    return sorted(inside.name for inside in folder.iterdir() if inside.is_dir() and not _left_behind(inside.name))
+
+
+def _left_behind(name: str) -> bool:
+    """Whether a file or folder is a program's own: .ipynb_checkpoints, .DS_Store, ._photo.jpg, __MACOSX."""
+    return name.startswith(".") or name == "__MACOSX"
 
 
 def _files_of(folder: Path) -> list[tuple[str, Path]]:
     """(class, file), ordered by a hash of their paths: the first files, or every so manieth, are of all classes, and a
     file more or less moves no other."""
-    within = [(name, file) for name in _classes_of(folder) for file in (folder / name).rglob("*")]
+    within = [
+        (name, file)
+        for name in _folders(folder)
+        for file in (folder / name).rglob("*")
+        if not any(map(_left_behind, file.relative_to(folder).parts))
+    ]
     if other := next((file for _, file in within if file.suffix.lower() in _OTHERS), None):
         raise ValueError(f"{other} is neither PNG nor JPEG: save it as PNG, or take it out of the folder.")
     files = [(name, file) for name, file in within if file.suffix.lower() in _FILES]
@@ -203,7 +228,7 @@ def _decoded(files: list[Path]):
 def _reason(message: str) -> str:
     """What `decoded` says, without what TensorFlow puts around it."""
     found = re.search(r"image must [^'\n\]]*", message)
-    return found.group().strip() if found else message.splitlines()[0]
+    return found.group().strip() if found else "image is damaged: save it anew, or take it out of the folder"
 
 
 def _checked_images(what: str, images) -> np.ndarray:
