@@ -19,7 +19,12 @@ def arrays(rng, count=40, shape=(8, 8)):
     return rng.integers(0, 256, (count, *shape), dtype=np.uint8), np.arange(count) % 4
 
 
-NAMES = {"keras": "x_{0}/y_{0}", "benchmarks": "{0}_x/{0}_y", "medmnist": "{0}_images/{0}_labels"}
+NAMES = {
+    "keras": "x_{0}/y_{0}",
+    "benchmarks": "{0}_x/{0}_y",
+    "medmnist": "{0}_images/{0}_labels",
+    "sklearn": "X_{0}/y_{0}",
+}
 
 
 @pytest.mark.parametrize("names", NAMES)
@@ -46,6 +51,9 @@ def test_validation_images_of_its_own_and_class_names(tmp_path, rng):
     (images, labels), (held, others) = arrays(rng), arrays(rng, 10)
     np.savez(tmp_path / "a.npz", x_train=images, y_train=labels, x_val=held, y_val=others, class_names=list("abcd"))
     load = lambda split: datasets.load(str(tmp_path / "a.npz"), split)  # noqa: E731
+    for x, y in (("X_val", "Y_val"), ("x_valid", "y_valid"), ("validation_images", "validation_labels")):
+        np.savez(tmp_path / "b.npz", **{"X_train": images, "Y_train": labels, x: held, y: others})
+        assert np.array_equal(datasets.load(str(tmp_path / "b.npz"), "validation").images[..., 0], held)
     assert len(load("train")) == 40 and np.array_equal(load("validation").images[..., 0], held)
     assert len(load("train+validation")) == 50 and load("train").class_names == tuple("abcd")
 
@@ -75,12 +83,22 @@ def wrong(rng, kind):
         "broken labels": ({"images": images, "labels": labels + 0.5}, ValueError, "Number the classes from 0"),
         "negative": ({"images": images, "labels": labels - 1}, ValueError, "Number the classes from 0"),
         "no test images": ({"x_train": images, "y_train": labels}, ValueError, "has no test images, it has train"),
-        "other names": ({"a": images, "b": labels}, ValueError, "it has none"),
+        "other names": ({"a": images, "b": labels}, ValueError, "it has the arrays a, b. Name the arrays x_train"),
+        "too few names": (
+            {"images": images, "labels": labels, "class_names": ["a", "b"]},
+            ValueError,
+            "got 2 for labels to 3",
+        ),
+        "flattened": (
+            {"images": images.reshape(40, 64), "labels": labels},
+            ValueError,
+            "Flattened images: images.reshape",
+        ),
     }[kind]
 
 
 KINDS = ["standardised", "resized", "channels first", "black and white", "booleans", "objects", "one-hot"]
-KINDS += ["too few labels", "broken labels", "negative", "no test images", "other names"]
+KINDS += ["too few labels", "broken labels", "negative", "no test images", "other names", "too few names", "flattened"]
 
 
 @pytest.mark.parametrize("kind", KINDS)

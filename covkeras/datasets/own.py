@@ -12,11 +12,12 @@ import numpy as np
 from covkeras.datasets.memory import ImageData
 from covkeras.datasets.prepared import PREPARED
 
-# (images, labels) in the .npz; the folder's names.
+# (images, labels) in the .npz, in small letters or large; the folder's names.
+_PATTERNS = (("x_{}", "y_{}"), ("{}_x", "{}_y"), ("{}_images", "{}_labels"))
+_SHORT = {"train": ("train",), "validation": ("val", "valid", "validation"), "test": ("test",)}
 _ARRAYS = {
-    part: tuple((pattern.format("x", short), pattern.format("y", short)) for pattern in ("{0}_{1}", "{1}_{0}"))
-    + ((f"{short}_images", f"{short}_labels"),)
-    for part, short in (("train", "train"), ("validation", "val"), ("test", "test"))
+    part: tuple(tuple(name.format(short) for name in pair) for short in shorts for pair in _PATTERNS)
+    for part, shorts in _SHORT.items()
 }
 _ALONE = (("images", "labels"), ("x", "y"))
 _FOLDERS = {"train": ("train", "training"), "validation": ("validation", "val", "valid"), "test": ("test", "testing")}
@@ -50,20 +51,23 @@ def load_own(name: str, split: str, image_size: int) -> ImageData:
     known, own = parts.known(), split == "validation" and "validation" in parts.known()
     wanted = split if own or split == "test" else "train"
     if wanted not in known:
-        raise ValueError(f"{name} has no {wanted} images, it has {', '.join(known) or 'none'}. {parts.remedy}")
+        raise ValueError(f"{name} has no {wanted} images, it has {', '.join(known) or parts.holds()}. {parts.remedy}")
     images, labels = parts.read(wanted)
+    names = parts.class_names()
+    if labels.max(initial=-1) >= len(names):
+        raise ValueError(f"class_names of {name} must name every class, got {len(names)} for labels to {labels.max()}.")
     if split == "train+validation" and "validation" in known:
         more, of = parts.read("validation")
         images, labels = [*images, *more], np.concatenate([labels, of])
     if wanted == "train":
         if split != "validation":
-            _warn_of_missing(name, parts.class_names(), labels)
+            _warn_of_missing(name, names, labels)
         chosen = _drawn(len(labels), split, "validation" in known)
         images, labels = [images[i] for i in chosen], labels[chosen]
     else:
         _warn_of_order(f"{split} images of {name}", labels)
     images = _of_one_size(name, images, image_size)
-    return ImageData(name, split, images, labels, parts.class_names(), _digest(images, labels))
+    return ImageData(name, split, images, labels, names, _digest(images, labels))
 
 
 def _warn_of_order(what: str, labels) -> None:
@@ -91,7 +95,7 @@ def _drawn(count: int, split: str, has_validation: bool) -> np.ndarray:
     order = np.random.RandomState(0).permutation(count)
     if has_validation or split == "train+validation":
         return order
-    held_out = min(_HELD_OUT, count // 10)
+    held_out = min(_HELD_OUT, max(1, count // 10), max(0, count - 1))
     return order[:held_out] if split == "validation" else order[held_out:]
 
 
@@ -104,7 +108,7 @@ class _Arrays:
         self.path = path
         try:
             with open(path, "rb") as file:
-                self.names = set(np.load(file, allow_pickle=False).files)
+                self.names = {name.lower(): name for name in np.load(file, allow_pickle=False).files}
         except (zipfile.BadZipFile, ValueError, OSError, AttributeError) as error:
             raise OSError(
                 f"data set {path} is no .npz file, or a damaged one ({error}). Write it with np.savez."
@@ -113,9 +117,12 @@ class _Arrays:
     def known(self) -> list[str]:
         return [part for part in _ARRAYS if self._pair(part)]
 
+    def holds(self) -> str:
+        return f"the arrays {', '.join(self.names.values())}" if self.names else "no arrays"
+
     def _pair(self, part: str):
         pairs = (*_ARRAYS[part], *(_ALONE if part == "test" else ()))
-        return next((pair for pair in pairs if self.names >= set(pair)), None)
+        return next(((self.names[x], self.names[y]) for x, y in pairs if {x, y} <= self.names.keys()), None)
 
     def read(self, part: str):
         images, labels = self._pair(part)
@@ -142,7 +149,7 @@ class _Arrays:
 
     def class_names(self) -> tuple[str, ...]:
         if "class_names" in self.names:
-            return tuple(str(name) for name in self._array("class_names"))
+            return tuple(str(name) for name in self._array(self.names["class_names"]))
         kept = {name: self._array(name) for _, name in (self._pair(part) for part in self.known())}
         most = max(int(self._labels(name, labels, len(labels)).max(initial=0)) for name, labels in kept.items())
         return tuple(map(str, range(most + 1)))
@@ -165,6 +172,9 @@ class _Folder:
 
     def known(self) -> list[str]:
         return list(self.parts)
+
+    def holds(self) -> str:
+        return "none"
 
     def class_names(self) -> tuple[str, ...]:
         return tuple(sorted({name for folder in self.parts.values() for name in _folders(folder)}))
@@ -235,7 +245,10 @@ def _checked_images(what: str, images) -> np.ndarray:
     """uint8 (count, height, width, channels): 8-bit numbers in whatever dtype."""
     images = images[..., None] if images.ndim == 3 else images
     if images.ndim != 4:
-        raise ValueError(f"{what} must have shape (count, height, width, channels), got {images.shape}.")
+        raise ValueError(
+            f"{what} must have shape (count, height, width, channels), got {images.shape}. Flattened images: "
+            "images.reshape(-1, height, width, channels)."
+        )
     if images.shape[-1] > 4 and images.shape[1] in (1, 3):
         raise ValueError(f"{what} must have the channels last, got shape {images.shape}: np.moveaxis(images, 1, -1).")
     if images.dtype.kind not in "iuf":
