@@ -193,7 +193,7 @@ def test_what_programs_leave_behind_is_no_class_and_no_image(tmp_path, rng):
         write(tmp_path / "Train" / left, rng.integers(0, 256, (8, 8), dtype=np.uint8))
     for file in (".DS_Store", "a/.DS_Store", "a/._0.png", "b/Thumbs.db"):
         (tmp_path / "Train" / file).write_bytes(b"no image")
-    for split in ("train", "test"):
+    for split in ("train+validation", "test"):
         data = datasets.load(str(tmp_path), split)
         assert data.class_names == ("a", "b") and len(data) == 2
 

@@ -1,0 +1,97 @@
+"""Image files, a folder for a class."""
+
+import hashlib
+import re
+from pathlib import Path
+
+import numpy as np
+
+# Of a split: its folder's names.
+_FOLDERS = {"train": ("train", "training"), "validation": ("validation", "val", "valid"), "test": ("test", "testing")}
+FILES, _OTHERS = (".png", ".jpg", ".jpeg"), (".bmp", ".gif", ".tif", ".tiff", ".webp")
+
+
+class Folder:
+    """Image files, FOLDER/train/CLASS/*.png and FOLDER/test/CLASS/*.png, or FOLDER/CLASS/*.png."""
+
+    remedy = (
+        "Put the files into train/CLASS/ and test/CLASS/; classes' folders without train and test are a test split."
+    )
+
+    def __init__(self, path: Path):
+        self.path = path
+        below = {name.lower(): path / name for name in _folders(path)}
+        found = {part: next((below[n] for n in names if n in below), None) for part, names in _FOLDERS.items()}
+        self.parts = {part: folder for part, folder in found.items() if folder}
+        if not self.parts and _folders(path):
+            self.parts = {"test": path}
+
+    def known(self) -> list[str]:
+        return list(self.parts)
+
+    def holds(self) -> str:
+        return "none"
+
+    def class_names(self) -> tuple[str, ...]:
+        return tuple(sorted({name for folder in self.parts.values() for name in _folders(folder)}))
+
+    def read(self, part: str):
+        files, numbers = _files_of(self.parts[part]), {name: i for i, name in enumerate(self.class_names())}
+        images = list(_decoded([file for _, file in files]))
+        if all((image == image[..., :1]).all() for image in images):
+            images = [image[..., :1] for image in images]
+        return images, np.array([numbers[name] for name, _ in files], np.int64)
+
+
+def _folders(folder: Path) -> list[str]:
+    """The classes, as Keras numbers them: every folder in it, in alphabetical order, but for those that programs leave
+    behind."""
+    return sorted(inside.name for inside in folder.iterdir() if inside.is_dir() and not _left_behind(inside.name))
+
+
+def _left_behind(name: str) -> bool:
+    """Whether a file or folder is a program's own: .ipynb_checkpoints, .DS_Store, ._photo.jpg, __MACOSX."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def _files_of(folder: Path) -> list[tuple[str, Path]]:
+    """(class, file), ordered by a hash of their paths: the first files, or every so manieth, are of all classes, and a
+    file more or less moves no other."""
+    within = [
+        (name, file)
+        for name in _folders(folder)
+        for file in (folder / name).rglob("*")
+        if not any(map(_left_behind, file.relative_to(folder).parts))
+    ]
+    if other := next((file for _, file in within if file.suffix.lower() in _OTHERS), None):
+        raise ValueError(f"{other} is neither PNG nor JPEG: save it as PNG, or take it out of the folder.")
+    files = [(name, file) for name, file in within if file.suffix.lower() in FILES]
+    if not files:
+        raise ValueError(f"{folder} has no folder of PNG or JPEG files for a class. {Folder.remedy}")
+    return sorted(files, key=lambda pair: hashlib.sha256(pair[1].relative_to(folder).as_posix().encode()).digest())
+
+
+def _decoded(files: list[Path]):
+    """The images, uint8 (height, width, 3), one after the other."""
+    import tensorflow as tf
+    from tqdm.auto import tqdm
+
+    from covkeras.datasets.decoding import decoded
+
+    names = tf.data.Dataset.from_tensor_slices([str(file) for file in files])
+    images = names.map(lambda name: decoded(tf.io.read_file(name), 3), tf.data.AUTOTUNE, deterministic=True)
+    done = 0
+    try:
+        for image in tqdm(
+            images.as_numpy_iterator(), "read", len(files), unit="image", disable=None, delay=2, leave=False
+        ):
+            yield image
+            done += 1
+    except tf.errors.InvalidArgumentError as error:
+        raise ValueError(f"{files[done]}: {_reason(error.message)}.") from None
+
+
+def _reason(message: str) -> str:
+    """What `decoded` says, without what TensorFlow puts around it."""
+    found = re.search(r"image must [^'\n\]]*", message)
+    return found.group().strip() if found else "image is damaged: save it anew, or take it out of the folder"
