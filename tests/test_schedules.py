@@ -5,6 +5,8 @@ import pytest
 from covkeras.commands import cli, train
 from covkeras.experiments.comparing import Entry
 from covkeras.experiments.recipes import check_schedule, find, smoke
+from covkeras.experiments.tuning import CertifiedHyperModel
+from covkeras.experiments.tuning_space import Range
 
 
 def recipe_of(*flags):
@@ -49,3 +51,24 @@ def test_a_comparisons_methods_too():
 def test_a_smoke_test_of_any_recipe_has_a_whole_schedule(epochs):
     for name in ("digits", "cifar10", "mnist_protocol"):
         assert check_schedule(smoke(recipe_of("--recipe", name, "--epochs", str(epochs)))).epochs == min(epochs, 3)
+
+
+def hypermodel(tmp_path, *ranges):
+    recipe = find("digits")
+    return CertifiedHyperModel(recipe, [Range.parse(text, recipe) for text in ranges], tmp_path)
+
+
+def test_a_search_over_epochs_scales_each_trials_schedule(tmp_path):
+    model = hypermodel(tmp_path, "epochs=10,50")
+    hp = model.hyperparameters()
+    for epochs in (10, 50):
+        hp.values["epochs"] = epochs
+        recipe = model.trial_recipe(hp)
+        assert (recipe.epochs, recipe.switch_epoch) == (epochs, epochs // 2)
+
+
+@pytest.mark.parametrize("ranges", [["switch_epoch=0:100"], ["switch_epoch=0,20", "epochs=10,50"]])
+def test_a_search_over_epochs_that_never_come_is_refused(ranges, tmp_path):
+    with pytest.raises(ValueError, match=r"^switch_epoch must lie within the \d+ epochs"):
+        hypermodel(tmp_path, *ranges)
+    hypermodel(tmp_path, "switch_epoch=0:99")

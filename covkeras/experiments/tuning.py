@@ -53,7 +53,10 @@ class CertifiedHyperModel(kt.HyperModel):
 
     def trial_recipe(self, hp: kt.HyperParameters) -> Recipe:
         """Returns the recipe of a trial's values."""
-        recipe = self.recipe.replace(**{one.field: one.declare(hp) for one in self.space})
+        values = {one.field: one.declare(hp) for one in self.space}
+        # The schedule goes with the epochs.
+        base = scaled(self.recipe, values["epochs"]) if "epochs" in values else self.recipe
+        recipe = base.replace(**values)
         return scaled(recipe, hp.values["tuner/epochs"]) if "tuner/epochs" in hp.values else recipe
 
     def build(self, hp):

@@ -8,6 +8,7 @@ import keras_tuner as kt
 
 from covkeras.certification.certificates import average_certified_radius, certified_accuracy
 from covkeras.experiments.recipe import METHODS, Recipe, objective_kind, own_hyperparameters
+from covkeras.experiments.recipes import check_schedule, scaled
 from covkeras.runtime import fields
 
 _NOT_SEARCHED = ("name", "source", "data", "reference", "reference_epochs", "decay_epochs", "seed")
@@ -91,13 +92,20 @@ def declared_space(recipe: Recipe) -> list[Range]:
 
 
 def check_space(space: Sequence[Range], recipe: Recipe) -> None:
-    """Refuses a range of what a method of the search doesn't have. Raises ValueError."""
+    """Refuses a range of what a method of the search doesn't have, or of epochs that never come. Raises ValueError."""
     methods = next((one.values for one in space if one.field == "method"), (recipe.method,))
     for one in space:
         for method in methods:
             if one.field not in recipe.own_fields() and one.field not in own_hyperparameters(method):
                 known = ", ".join(own_hyperparameters(method)) or "nothing of its own"
                 raise ValueError(f"search {one.field!r} must be a field of the method {method}, which has {known}.")
+    ends = {one.field: one.values or (one.low, one.high) for one in space}
+    shortest = scaled(recipe, min(ends["epochs"])) if "epochs" in ends else recipe
+    for method in methods:
+        late = {
+            n: max(v) for n, v in ends.items() if (f := own_hyperparameters(method).get(n)) and f.metadata.get("epoch")
+        }
+        check_schedule(shortest.with_method(method, **late))
 
 
 @dataclasses.dataclass(frozen=True)
