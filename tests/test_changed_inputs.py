@@ -1,6 +1,8 @@
 """What a run reads from paths, images of one's own, a model, a teacher: known again by its content."""
 
+import gc
 import json
+import weakref
 from pathlib import Path
 
 import keras
@@ -96,9 +98,17 @@ def test_a_folder_of_an_older_version_and_embedded_data_note_nothing_wrong(mine)
 
 
 def test_images_are_read_once_in_a_job(mine):
+    """While they are in use; never past a change of the file: a default environment lives as long as the process."""
     environment, recipe = Environment(), find("digits").replace(data="mine.npz")
-    assert environment.load(recipe, "train") is environment.load(recipe, "train")
-    assert environment.load(recipe, "test") is not Environment().load(recipe, "test")
+    held = environment.load(recipe, "train")
+    assert environment.load(recipe, "train") is held
+    assert Environment().load(recipe, "train") is not held
+    changed(mine)
+    assert environment.load(recipe, "train").digest != held.digest
+    kept = weakref.ref(held)
+    del held
+    gc.collect()
+    assert kept() is None
 
 
 def test_grey_images_train_a_model_of_colour(mine):

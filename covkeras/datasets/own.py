@@ -26,6 +26,14 @@ def is_own(name: str) -> bool:
     return any(file.suffix.lower() in FILES for file in below)
 
 
+def signature(name: str) -> str:
+    """Returns what changes when the files under a path do: their names, sizes and times; not what is in them."""
+    path = Path(name).expanduser()
+    files = [path] if path.is_file() else sorted(path.rglob("*"))
+    told = [(str(file), stat.st_size, stat.st_mtime_ns) for file in files if (stat := file.stat())]
+    return hashlib.sha256(repr(told).encode()).hexdigest()
+
+
 def load_own(name: str, split: str, image_size: int) -> ImageData:
     """Loads a split of one's own images; see `covkeras.datasets.load`.
 

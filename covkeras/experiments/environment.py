@@ -2,11 +2,13 @@
 
 import dataclasses
 import os
+import weakref
 from collections.abc import Callable
 
 import numpy as np
 
 from covkeras import datasets
+from covkeras.datasets.own import signature
 from covkeras.experiments.recipes import MODELS, Recipe
 from covkeras.runtime.later import Later
 
@@ -30,7 +32,10 @@ class Environment:
     devices: str = "auto"
     minutes: float = 10.0
     stop: Callable[[], bool] = lambda: False
-    _loaded: dict = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
+    # What is in use anyway: a job loads each split a few times.
+    _loaded: weakref.WeakValueDictionary = dataclasses.field(
+        default_factory=weakref.WeakValueDictionary, init=False, repr=False, compare=False
+    )
 
     def load(self, recipe: Recipe, split: str):
         """Loads a split of the recipe's data; one's own images are read once, and have the channels that the training
@@ -41,18 +46,18 @@ class Environment:
         """
         if not datasets.is_own(recipe.data):
             return datasets.load(recipe.data, split, self.data_dir, recipe.image_size)
-        key = (recipe.data, split, recipe.image_size, recipe.model)
-        if key not in self._loaded:
-            data = datasets.load(recipe.data, split, self.data_dir, recipe.image_size)
-            if recipe.model in MODELS:
-                self._loaded[key] = self._like_training(recipe, data)
-            elif os.path.isfile(recipe.model):
-                inputs = loading.load_keras(recipe.model, "model").inputs
-                data = data.with_channels(inputs[0].shape[-1] if inputs else None)
-                self._loaded[key] = self._like_training(recipe, data)
-            else:
+        key = (recipe.data, split, recipe.image_size, recipe.model, signature(recipe.data))
+        if known := self._loaded.get(key):
+            return known
+        data = datasets.load(recipe.data, split, self.data_dir, recipe.image_size)
+        if recipe.model not in MODELS:
+            if not os.path.isfile(recipe.model):
                 return data
-        return self._loaded[key]
+            inputs = loading.load_keras(recipe.model, "model").inputs
+            data = data.with_channels(inputs[0].shape[-1] if inputs else None)
+        data = self._like_training(recipe, data)
+        self._loaded[key] = data
+        return data
 
     def _like_training(self, recipe: Recipe, data):
         if data.split not in ("validation", "test"):
