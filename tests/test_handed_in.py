@@ -1,5 +1,6 @@
 """What is handed to the public functions by habit: it works, or one sentence says what to hand in."""
 
+import errno
 import functools
 
 import keras
@@ -8,8 +9,12 @@ import pytest
 import tensorflow as tf
 
 import covkeras as ck
+from covkeras.certification import records
 from covkeras.certification.certificates import Certificates
 from covkeras.certification.statements import certified_accuracy_lower
+from covkeras.commands import cli
+from covkeras.commands import client as client_command
+from covkeras.commands import report as report_command
 
 
 @pytest.fixture
@@ -110,3 +115,21 @@ def test_images_too_small_for_a_model(size):
 def test_a_refused_number_is_said_once():
     with pytest.raises(ValueError, match=r"got -1.0\. It is the paper's lambda, weight of the hinge\.$"):
         ck.objectives.CovarianceRadius(0.25, lam=-1.0)
+
+
+def test_the_systems_errors_name_the_file_first_and_the_remedy(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert report_command.main(["none.tsv"]) == 2
+    assert capsys.readouterr().err == "error: none.tsv: No such file or directory. Name one that is there.\n"
+    assert client_command.main(["none.png", "--model", "m"]) == 1
+    assert capsys.readouterr().err == "error: none.png: No such file or directory\n"
+    assert cli.said(OSError(errno.ENOSPC, "No space left on device", "a")).endswith("the same command goes on.")
+    assert cli.said(OSError("words of our own")) == "words of our own"
+
+
+def test_a_folder_is_no_certificates_file(tmp_path):
+    for use in (lambda: records.open_records(tmp_path, {}), lambda: records.merge([], tmp_path)):
+        with pytest.raises(
+            ValueError, match=r"is a folder: name the certificates' file, such as .*certificates\.tsv\.$"
+        ):
+            use()

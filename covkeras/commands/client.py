@@ -271,7 +271,8 @@ def main(arguments=None) -> int:
     try:
         answers = ask(flags)
     except (Refused, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        told = isinstance(error, OSError) and error.strerror and error.filename is not None
+        print(f"error: {f'{error.filename}: {error.strerror}' if told else error}", file=sys.stderr)
         return 1
     if flags.json:
         for path, answer in zip(flags.images, answers, strict=True):
