@@ -198,6 +198,14 @@ def test_what_programs_leave_behind_is_no_class_and_no_image(tmp_path, rng):
         assert data.class_names == ("a", "b") and len(data) == 2
 
 
+@pytest.mark.parametrize("kind", ["webp", "bmp", "gif"])
+def test_a_folder_of_other_images_is_one_and_is_told_what_to_do(kind, tmp_path, monkeypatch, rng):
+    monkeypatch.chdir(tmp_path)
+    write(Path("photos/train/a"), rng.integers(0, 256, (8, 8, 3), dtype=np.uint8), kind)
+    with pytest.raises(ValueError, match=rf"000\.{kind} is neither PNG nor JPEG: save it as PNG"):
+        datasets.load("photos", "train")
+
+
 def test_a_class_that_is_tested_alone_is_said(tmp_path, rng):
     for folder in ("train/cat", "train/dog", "test/Cat", "test/dog"):
         write(tmp_path / folder, rng.integers(0, 256, (8, 8), dtype=np.uint8))

@@ -9,7 +9,7 @@ import numpy as np
 
 from covkeras.datasets.memory import ImageData
 from covkeras.datasets.own_arrays import Arrays
-from covkeras.datasets.own_folders import FILES, Folder
+from covkeras.datasets.own_folders import FILES, OTHERS, Folder
 from covkeras.datasets.prepared import PREPARED
 
 _HELD_OUT = 5_000
@@ -23,7 +23,7 @@ def is_own(name: str) -> bool:
     if name.endswith(".npz") or name.startswith(("./", "../", "/", "~")):
         return True
     below = (file for depth in ("*/*", "*/*/*") for file in Path(name).glob(depth))
-    return any(file.suffix.lower() in FILES for file in below)
+    return any(file.suffix.lower() in (*FILES, *OTHERS) for file in below)
 
 
 def signature(name: str) -> str:

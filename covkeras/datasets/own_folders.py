@@ -8,7 +8,7 @@ import numpy as np
 
 # Of a split: its folder's names.
 _FOLDERS = {"train": ("train", "training"), "validation": ("validation", "val", "valid"), "test": ("test", "testing")}
-FILES, _OTHERS = (".png", ".jpg", ".jpeg"), (".bmp", ".gif", ".tif", ".tiff", ".webp")
+FILES, OTHERS = (".png", ".jpg", ".jpeg"), (".bmp", ".gif", ".tif", ".tiff", ".webp")
 
 
 class Folder:
@@ -63,7 +63,7 @@ def _files_of(folder: Path) -> list[tuple[str, Path]]:
         for file in (folder / name).rglob("*")
         if not any(map(_left_behind, file.relative_to(folder).parts))
     ]
-    if other := next((file for _, file in within if file.suffix.lower() in _OTHERS), None):
+    if other := next((file for _, file in within if file.suffix.lower() in OTHERS), None):
         raise ValueError(f"{other} is neither PNG nor JPEG: save it as PNG, or take it out of the folder.")
     files = [(name, file) for name, file in within if file.suffix.lower() in FILES]
     if not files:
