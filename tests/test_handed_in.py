@@ -100,6 +100,22 @@ def test_radii_are_a_list_of_numbers(radii):
     assert ck.certified_accuracy(known, [1], (0, 0.3, 0.31)).tolist() == [1, 1, 0]
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (lambda x, y: (list(x), y), r"^images must be one array, got a list of 3: np\.stack\(images\)\.$"),
+        (lambda x, y: (x, [0, 1, 2]), r"^labels must be one array, got a list of 3: np\.array\(labels\)\.$"),
+        (lambda x, y: ((x, y),), r"^images must be one array, got a tuple of 2: fit\(images, labels\)\.$"),
+    ],
+)
+def test_lists_of_arrays_are_no_data(given, message, classifier, images):
+    trainer = trainer_of(classifier)
+    for use in (trainer.fit, trainer.evaluate, trainer.train_on_batch):
+        with pytest.raises(TypeError, match=message):
+            use(*given(images, np.arange(3)))
+    trainer.fit([images], [np.arange(3)], verbose=0)
+
+
 def test_class_names_are_no_text(classifier, tmp_path):
     with pytest.raises(ValueError, match=r"^class_names must be a list, one name for each class, got the text 'abc'"):
         ck.export(ck.SmoothedClassifier(classifier, 0.25), tmp_path / "1", "abc")

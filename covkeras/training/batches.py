@@ -95,9 +95,15 @@ def checked_batch(data, image_shape, classes: int, labelled: bool = True) -> tup
 
 
 @contextlib.contextmanager
-def refusals(y=None, **others) -> Iterator[None]:
-    """What Keras is given and says, in our words: refuses labels that are text, of which Keras says only that their
-    dtype is invalid; takes TensorFlow's page of advice off the refusal of a batch's values: one sentence is left."""
+def refusals(x=None, y=None, **others) -> Iterator[None]:
+    """What Keras is given and says, in our words: refuses lists of many arrays, which Keras takes for as many inputs,
+    and labels that are text, of which it says only that their dtype is invalid; takes TensorFlow's page of advice off
+    the refusal of a batch's values: one sentence is left."""
+    if isinstance(x, (list, tuple)) and len(x) > 1:
+        remedy = "fit(images, labels)" if y is None and len(x) == 2 else "np.stack(images)"
+        raise TypeError(f"images must be one array, got a {type(x).__name__} of {len(x)}: {remedy}.")
+    if isinstance(y, (list, tuple)) and len(y) > 1:
+        raise TypeError(f"labels must be one array, got a {type(y).__name__} of {len(y)}: np.array(labels).")
     kind = getattr(getattr(y, "dtype", None), "kind", "")
     if kind in ("U", "S", "O"):
         raise TypeError(

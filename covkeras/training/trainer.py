@@ -135,7 +135,7 @@ class CertifiedTrainer(keras.Model):
     def fit(self, *args, callbacks=None, **kwargs):
         """As `keras.Model.fit`; lam is switched on at the objective's `switch_epoch`."""
         switch = LamSwitch()
-        with refusals(*args[1:2], **kwargs):
+        with refusals(*args[:2], **kwargs):
             if not isinstance(callbacks, keras.callbacks.CallbackList):
                 given = [callbacks] if isinstance(callbacks, keras.callbacks.Callback) else list(callbacks or [])
                 return super().fit(*args, callbacks=[switch, *given], **kwargs)
@@ -149,15 +149,15 @@ class CertifiedTrainer(keras.Model):
                 callbacks.callbacks.remove(switch)
 
     def evaluate(self, *args, **kwargs):
-        with refusals(*args[1:2], **kwargs):
+        with refusals(*args[:2], **kwargs):
             return super().evaluate(*args, **kwargs)
 
     def train_on_batch(self, *args, **kwargs):
-        with refusals(*args[1:2], **kwargs):
+        with refusals(*args[:2], **kwargs):
             return super().train_on_batch(*args, **kwargs)
 
     def test_on_batch(self, *args, **kwargs):
-        with refusals(*args[1:2], **kwargs):
+        with refusals(*args[:2], **kwargs):
             return super().test_on_batch(*args, **kwargs)
 
     def save(self, filepath, overwrite: bool = True, **kwargs):
