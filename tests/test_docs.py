@@ -137,6 +137,9 @@ def test_the_readmes_other_figures_are_of_the_committed_ones():
     assert f"where its published code costs {published['LeNet']}." in prose
     ahead = build.row_of("mnist24", "stepped_consistency")
     assert f"Consistency by {ahead['over Consistency']:.3f} of ACR (standard error {ahead['over se']:.3f}" in prose
+    newer = build.row_of("detached_seeds", "both")
+    assert f"newer form, the default, by {newer['difference']:.3f} ({newer['se']:.3f}) for less" in prose
+    assert newer["ours at 0"] > newer["consistency at 0"] and "with more images at radius 0" in prose
     acr = {
         m: build.row_of("frontier", f"{m}; sigma 0.5")["ACR"] for m in ("stepped_consistency", "consistency", "cat_rs")
     }
