@@ -41,7 +41,7 @@ SHORT = {
     f"test_{name}"
     for name in (
         *("any_model", "comparing", "denoising", "keras_habits", "objectives", "odd_files", "one_method"),
-        *("own_method", "prepared", "runs", "trainer", "tuning"),
+        *("own_method", "prepared", "runs", "trainer", "tuning", "changed_inputs", "handed_in", "own_images"),
     )
 }
 FULL = os.environ.get("COVKERAS_TESTS_FULL") == "1"

@@ -46,16 +46,6 @@ def tiny(channels=1, classes=4, name="classifier.keras", seed=0):
 TRAIN = ["--smoke", "--data", "mine.npz", "--method", "gaussian_augmentation", "--batch-size", "16"]
 
 
-def test_images_that_changed_are_not_gone_on_with(mine, capsys):
-    """The same command on other images under the same name would read what was trained on the first."""
-    assert train_command.main([*TRAIN, "--run-dir", "out"]) == 0
-    changed(mine)
-    capsys.readouterr()
-    assert train_command.main([*TRAIN, "--run-dir", "out"]) == 2
-    error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert error.startswith("error: data ") and "mine.npz has changed since out was begun with it. Restore it" in error
-
-
 @pytest.mark.parametrize("kind", ["comparison", "search"])
 def test_nor_is_a_folder_of_many_runs(kind, mine):
     recipe = find("digits").replace(data="mine.npz", batch_size=16, precision="float32")

@@ -281,6 +281,14 @@ def test_own_images_are_trained_on_and_certified(tmp_path, rng, monkeypatch, cap
     np.savez("mine.npz", **kept)
     training = ["--smoke", "--data", "mine.npz", "--method", "gaussian_augmentation", "--batch-size", "16"]
     assert train_command.main(training) == 0
+    # The same command on other images under the same name would read what was trained on the first.
+    np.savez("mine.npz", **kept | {"x_train": images[::-1]})
+    assert train_command.main(training) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert (
+        error.startswith("error: data ") and "mine.npz has changed since runs/digits-smoke was begun with it" in error
+    )
+    np.savez("mine.npz", **kept)
     classifier = next(Path("runs").rglob("classifier.keras"))
     options = ["--data", "mine.npz", "--sigma", "0.25", "--n0", "10", "--n", "50", "--alpha", "0.05", "--max", "2"]
     assert certify_command.main([str(classifier), *options, "--out", "out.tsv"]) == 0
