@@ -1,6 +1,7 @@
 """`covkeras export FILE`: a classifier that no run of ours made, to a server."""
 
 import json
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -40,6 +41,13 @@ def test_a_data_set_names_the_classes_and_several_sigmas_are_served(file, tmp_pa
     assert command.main(["mine.keras", "--sigma", "0.25", "--sigmas", "0.5", "--data", "digits", "--out", "out/1"]) == 0
     metadata = json.loads((tmp_path / "out/1/assets.extra/metadata.json").read_text())
     assert metadata["class_names"] == [*"0123456789"] and metadata["sigmas"] == [0.25, 0.5]
+
+
+def test_a_runs_folder_is_told_its_flag(file, capsys):
+    Path("runs/x").mkdir(parents=True)
+    Path("runs/x/recipe.json").write_text("{}")
+    assert command.main(["runs/x", "--sigma", "0.25", "--out", "out/1"]) == 2
+    assert "runs/x is a run's folder: give it by --run" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ def parse(arguments=None) -> argparse.Namespace:
     parser.add_argument("--run", type=user_path, metavar="DIR", help="or a finished run's folder")
     parser.add_argument("--out", required=True, type=user_path, metavar="DIR/VERSION", help="such as exports/digits/1")
     parser.add_argument(
-        "--sigmas", type=float, nargs="+", default=[], help="others besides the run's, for requests to choose from"
+        "--sigmas", type=float, nargs="+", default=[], help="others besides the one, for requests to choose from"
     )
     parser.add_argument("--n0", type=int, default=100, help="samples to choose the class (default: 100)")
     parser.add_argument("--n", type=int, default=1_000, help="samples to bound its probability (default: 1,000)")
@@ -75,6 +75,8 @@ def check(flags) -> None:
     given += ["input_range"] if cli.told_of_the_classifier(flags) else []
     if flags.run is not None and given:
         raise ValueError(f"--{given[0].replace('_', '-')} is for a classifier's file: the run in --run has its own.")
+    if flags.classifier is not None and (Path(flags.classifier) / "recipe.json").exists():
+        raise ValueError(f"{flags.classifier} is a run's folder: give it by --run, which has its sigma.")
     if flags.classifier is not None and flags.sigma is None:
         raise ValueError("give --sigma, the noise level that the classifier was trained and certified with.")
     if flags.class_names and flags.data:
