@@ -35,6 +35,9 @@ def test_a_file_answers_served_as_certified_here(file, tmp_path, rng):
     metadata = json.loads((tmp_path / "out/m/1/assets.extra/metadata.json").read_text())
     assert metadata["class_names"] == [*"abcdefghij"] and metadata["file"] == "mine.keras"
     assert metadata["sigma"] == 0.3
+    # What was exported is certified like any SavedModel: by its logits.
+    again = SmoothedClassifier("out/m/1", 0.3).certify(images, n0=100, n=2_000, alpha=0.001, seed=5)
+    np.testing.assert_array_equal(again.radius, here.radius)
 
 
 def test_a_data_set_names_the_classes_and_several_sigmas_are_served(file, tmp_path):

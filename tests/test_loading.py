@@ -7,6 +7,7 @@ from conftest import small_classifier
 from keras import layers
 
 from covkeras.commands.main import main
+from covkeras.runtime.adapting import adapt
 from covkeras.runtime.loading import load_keras
 
 
@@ -94,3 +95,13 @@ def test_a_data_sets_name_that_is_none(tmp_path, capsys):
     for name in ("my data", "no-such", "a:b:c"):
         assert main(["certify", str(tmp_path / "a.keras"), "--data", name, "--sigma", "0.25", "--out", "c.tsv"]) != 0
         assert "data set must be one of digits" in (text := capsys.readouterr().err) and text.count("\n") == 1
+
+
+def test_a_folder_in_a_files_place_is_told_the_file(tmp_path):
+    with pytest.raises(ValueError, match=r"^classifier \S+ is a folder: name the file, such as classifier\.keras\.$"):
+        load_keras(tmp_path)
+    (tmp_path / "classifier.keras").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"is a folder: name the file, \S+classifier\.keras\.$"):
+        load_keras(tmp_path)
+    with pytest.raises(ValueError, match=r"saved_model\.pb\. Name the run's own, \S+classifier\.keras\.$"):
+        adapt(str(tmp_path))

@@ -9,7 +9,7 @@ import numpy as np
 from keras import ops
 
 from covkeras.runtime.files import is_keras_file
-from covkeras.runtime.loading import load_keras
+from covkeras.runtime.loading import in_a_run, load_keras
 from covkeras.runtime.validation import check_choice
 
 _AFTER = ("logits", "softmax", "sigmoid")
@@ -98,7 +98,7 @@ def adapt(
         image_size: (height, width) of the images, where that is another than the classifier's: they are resized
             inside, bilinearly, and radii are of the images before.
         input_shape: without the batch, as the classifier takes it; needed where it does not say.
-        signature: of a SavedModel; by default the only one, or serving_default.
+        signature: of a SavedModel; by default the only one, logits, or serving_default.
 
     Returns:
         A Functional model, images (batch, height, width, channels) float32 to logits (batch, classes).
@@ -203,7 +203,10 @@ def _loaded(path: str):
     import tensorflow as tf
 
     if not os.path.exists(os.path.join(path, "saved_model.pb")):
-        raise ValueError(f"classifier {path!r} is neither a .keras or .h5 file nor a folder with a saved_model.pb.")
+        hint = f" Name the run's own, {inside}." if (inside := in_a_run(path)) else ""
+        raise ValueError(
+            f"classifier {path!r} is neither a .keras or .h5 file nor a folder with a saved_model.pb.{hint}"
+        )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         return tf.saved_model.load(path)
@@ -212,7 +215,8 @@ def _loaded(path: str):
 def _signature_of(loaded, name: str | None):
     """A SavedModel's signature as a layer, and the shape of its one input."""
     names = list(loaded.signatures)
-    chosen = name or (names[0] if len(names) == 1 else "serving_default")
+    # Of several, such as covkeras.export writes, the one that says what it answers.
+    chosen = name or (names[0] if len(names) == 1 else "logits" if "logits" in names else "serving_default")
     if chosen not in names:
         raise ValueError(f"signature must be one of {', '.join(names) or '(it has none)'}, got {chosen!r}.")
     function = loaded.signatures[chosen]

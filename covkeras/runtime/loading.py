@@ -20,6 +20,8 @@ def load_keras(path: str | os.PathLike, what: str = "classifier") -> keras.Model
             nobody registered.
     """
     path = os.fspath(path)
+    if os.path.isdir(path):
+        raise ValueError(f"{what} {path} is a folder: name the file, {in_a_run(path) or 'such as classifier.keras'}.")
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{what} {path} does not exist. Name a .keras file.")
     if path.endswith(".weights.h5"):
@@ -30,6 +32,12 @@ def load_keras(path: str | os.PathLike, what: str = "classifier") -> keras.Model
         return keras.models.load_model(path, compile=False)
     except (ValueError, TypeError, KeyError, OSError, AttributeError, zipfile.BadZipFile) as error:
         raise ValueError(f"{what} {path} can't be loaded: {_reason(str(error))}") from None
+
+
+def in_a_run(folder: str) -> str:
+    """A run's classifier, where the folder is a run's that is done; else nothing."""
+    inside = os.path.join(folder, "classifier.keras")
+    return inside if os.path.isfile(inside) else ""
 
 
 def _reason(message: str) -> str:
