@@ -100,7 +100,7 @@ def draw(rows: list[dict], published: str) -> None:
         accuracy = certified_accuracy(one.certificates, one.labels, at)
         curve.plot(at, accuracy, linewidth=1.8, label=one.name, **how)
         shares.stairs(shares_of([one]), BINS, linewidth=1.6, **how)
-    curve.set(xlabel="certified radius (Euclidean norm, pixels in [0, 1])", ylabel="certified accuracy", ylim=(0, 0.8))
+    curve.set(xlabel="certified radius (Euclidean norm, pixels in [0, 1])", ylabel="certified accuracy", ylim=(0, 1.0))
     shares.set(xlabel="lower bound on p_A of the right class", ylabel="share of images", xlim=(0.5, 1.0))
     legend(figure, curve, 7)
     figure.savefig(PICTURE, dpi=120)
