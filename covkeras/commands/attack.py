@@ -9,7 +9,7 @@ import sys
 
 from covkeras import datasets
 from covkeras.commands import cli
-from covkeras.runtime.classifiers import check_fits
+from covkeras.runtime.classifiers import fitted
 from covkeras.runtime.files import user_path
 from covkeras.runtime.later import Later
 
@@ -67,8 +67,7 @@ def attack(flags, stop) -> None:
             f"{flags.certificates} was made of other images than {data.name} has now. Give those by --data, or certify "
             "these."
         )
-    data = data.with_channels(classifier.inputs[0].shape[-1])
-    check_fits(classifier, data.name, data.image_shape, len(data.class_names))
+    data = fitted(data, classifier)
     images, part = data.floats(indices[chosen]), certificates.take(chosen)
     rows = [["factor", "images", "changed", "abstained", "unchanged", "median distance"]]
     for factor in jobs.progress_bar(iterable=flags.factors, desc="attack", unit="factor"):

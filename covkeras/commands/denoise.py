@@ -80,9 +80,7 @@ def keep(classifier, file: Path) -> None:
 
 def work(recipe, folder: RunFolder, classifier, environment: Environment) -> None:
     data, (test, chosen) = environment.load(recipe, "train"), environment.load_certified(recipe)
-    channels = classifier.inputs[0].shape[-1]
-    data, test = data.with_channels(channels), test.with_channels(channels)
-    classifiers.check_fits(classifier, data.name, data.image_shape, len(data.class_names))
+    data, test = (classifiers.fitted(part, classifier) for part in (data, test))
     data.steps_per_epoch(recipe.batch_size)
     # Refuses what its method does.
     recipe.objective()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from covkeras import datasets
 from covkeras.commands import cli
-from covkeras.runtime.classifiers import check_fits
+from covkeras.runtime.classifiers import fitted
 from covkeras.runtime.files import user_path
 from covkeras.runtime.interrupts import Interrupted
 from covkeras.runtime.later import Later
@@ -87,8 +87,7 @@ def work(flags, stop) -> None:
     classifier = loading.load_keras(flags.classifier)
     network = moments.MomentNetwork(classifier, flags.sigma, flags.r_max)
     data = datasets.load(flags.data, "test", flags.data_dir, network.image_shape[0]).head(flags.images)
-    data = data.with_channels(network.image_shape[-1])
-    check_fits(classifier, flags.data, data.image_shape, len(data.class_names))
+    data = fitted(data, classifier)
     names = list(layerwise.pre_activations(network, data.floats(slice(1)), sampled=False))
     if unknown := [name for name in flags.show if name not in names]:
         raise ValueError(f"show: no linear layers {unknown} in the classifier, which has {names}.")

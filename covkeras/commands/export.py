@@ -91,8 +91,7 @@ def export_file(flags, defaults) -> Path:
     names, images = flags.class_names, None
     if flags.data:
         data = datasets.load(flags.data, "test", flags.data_dir, flags.image_size or 0).head(64)
-        data = data.with_channels(each[0].image_shape[-1])
-        classifiers.check_fits(each[0].classifier, flags.data, data.image_shape, len(data.class_names))
+        data = classifiers.fitted(data, each[0].classifier)
         names, images = data.class_names, data.floats()
     metadata = {"file": Path(flags.classifier).name, **({"data": flags.data} if flags.data else {})}
     return exporting.export(

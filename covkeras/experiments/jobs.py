@@ -17,7 +17,7 @@ from covkeras.experiments.recipes import Recipe
 from covkeras.experiments.result import Result
 from covkeras.experiments.runs import RunFolder
 from covkeras.runtime import devices
-from covkeras.runtime.classifiers import check_fits
+from covkeras.runtime.classifiers import fitted
 from covkeras.runtime.interrupts import Interrupted
 from covkeras.runtime.validation import check_labels
 
@@ -129,8 +129,7 @@ def certify_images(
         ValueError: the classifier has another head, or takes other images, than the data set; the file was made with
             another classifier or other settings. InUse: another process writes it. Interrupted: a stop was asked for.
     """
-    data = data.with_channels(certifier.classifier.inputs[0].shape[-1])
-    check_fits(certifier.classifier, data.name, data.image_shape, len(data.class_names))
+    data = fitted(data, certifier.classifier)
     check_labels(data.labels, len(data.class_names))
     # Checks the other arguments, before the file is made.
     work(data.floats(indices[:0]), indices[:0])

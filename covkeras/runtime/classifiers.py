@@ -243,6 +243,14 @@ def check_fits(classifier, data_name: str, image_shape, classes: int) -> None:
         )
 
 
+def fitted(data, classifier):
+    """Returns ImageData as the classifier takes it, grey images of one's own in its three channels. Raises ValueError:
+    as `check_fits`."""
+    data = data.with_channels(classifier.inputs[0].shape[-1])
+    check_fits(classifier, data.name, data.image_shape, len(data.class_names))
+    return data
+
+
 def ends_in_probabilities(classifier) -> str | None:
     """Returns the name of the softmax or sigmoid layer a model ends in, or None. What its graph does not show, a probe
     of `check_classifier` may."""
