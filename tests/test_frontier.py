@@ -117,9 +117,9 @@ def test_an_image_without_a_gradient_is_moved_at_random_and_back(rng):
 
 
 def test_what_the_authors_publish_depends_on_the_data_and_sigma():
-    assert objectives.SmoothAdv.published("cifar10", 1.0, 150, 0) == {"eps": 2.0, "num_copies": 2}
+    assert objectives.SmoothAdv.published("cifar10", 1.0, 150, 0) == {"eps": 2.0, "num_copies": 2, "warmup": 10}
     published = objectives.SmoothMix.published("cifar10", 0.25, 150, 0)
-    assert published == {"length": 0.5, "steps": 4, "num_copies": 2, "one_step": False}
+    assert published == {"length": 0.5, "steps": 4, "num_copies": 2, "one_step": False, "warmup": 10}
     assert objectives.SmoothMix.published("mnist", 0.25, 90, 0)["one_step"]
 
 

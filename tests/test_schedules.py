@@ -4,7 +4,7 @@ import pytest
 
 from covkeras.commands import cli, train
 from covkeras.experiments.comparing import Entry
-from covkeras.experiments.recipes import check_schedule, find, smoke
+from covkeras.experiments.recipes import check_schedule, find, scaled, smoke
 from covkeras.experiments.tuning import CertifiedHyperModel
 from covkeras.experiments.tuning_space import Range
 
@@ -32,12 +32,30 @@ def test_other_epochs_scale_the_schedule():
         (["--epochs", "30", "--decay-epochs", "20", "50"], r"^decay_epochs must lie within the 30 epochs"),
         (["--decay-epochs", "50", "20"], r"^decay_epochs must increase, got 50 20"),
         (["--decay-epochs", "20", "20"], r"^decay_epochs must increase, got 20 20"),
+        (["--epochs", "5", "--warmup-epochs", "20"], r"^warmup_epochs must lie within the 5 epochs, got 20"),
+        (["--method", "smooth_mix", "--epochs", "5", "--warmup", "6"], r"^warmup must lie within the 5 epochs, got 6"),
         (["--method", "sphere_attack", "--discard-epoch", "200"], r"^discard_epoch must lie within the 100 epochs"),
     ],
 )
 def test_what_would_never_begin_is_refused(flags, message):
     with pytest.raises(ValueError, match=message):
         recipe_of("--recipe", "digits", *flags)
+
+
+@pytest.mark.parametrize("method", ["smooth_adv", "smooth_mix"])
+def test_the_authors_ten_epochs_of_warm_up_are_scaled(method):
+    """Ten of 90 on MNIST, of 150 on CIFAR-10; they stayed ten in a training of twelve."""
+    for recipe, epochs, warmup in [("mnist", 90, 10), ("mnist", 12, 1), ("cifar10", 150, 10), ("cifar10", 3, 0)]:
+        flags = ["--recipe", recipe, "--method", method, "--epochs", str(epochs)]
+        assert recipe_of(*flags).warmup == warmup, (recipe, epochs)
+    # One that ends with the training is whole, and is refused no more than it is useful.
+    assert recipe_of("--recipe", "digits", "--method", method, "--epochs", "5", "--warmup", "5").warmup == 5
+
+
+def test_the_learning_rates_warm_up_is_scaled():
+    protocol = find("cifar10_protocol").replace(warmup_epochs=4)
+    assert [scaled(protocol, e).warmup_epochs for e in (1, 5, 20, 40)] == [1, 1, 4, 8]
+    assert scaled(find("digits"), 30).warmup_epochs == 0
 
 
 def test_a_comparisons_methods_too():

@@ -155,22 +155,22 @@ RECIPES = {
 
 
 def scaled(recipe: Recipe, epochs: int) -> Recipe:
-    """Returns the recipe over other epochs, its switch and decays at the same share of them."""
+    """Returns the recipe over other epochs, its switch, decays and warm-ups at the same share of them."""
     share = epochs / recipe.epochs
     decays = sorted({max(1, round(share * e)) for e in recipe.decay_epochs})
-    warmup = min(recipe.warmup_epochs, epochs)
     return recipe.replace(
         epochs=epochs,
-        warmup_epochs=warmup,
+        warmup_epochs=max(1, round(share * recipe.warmup_epochs)) if recipe.warmup_epochs else 0,
         decay_epochs=tuple(decays),
         **_epochs_of_the_method(recipe, lambda epoch: int(share * epoch)),
     )
 
 
 def check_schedule(recipe: Recipe) -> Recipe:
-    """Returns the recipe. Raises ValueError: something in it would begin when the training is over, and never does."""
-    late = {name: recipe.hyper[name] for name in _epochs_of_the_method(recipe, int)}
-    late |= {"decay_epochs": max(recipe.decay_epochs, default=0) - 1}
+    """Returns the recipe. Raises ValueError: something in it would begin or end when the training is over."""
+    declared = recipe.declared()
+    late = {n: e - (declared[n].metadata["epoch"] == "last") for n, e in _epochs_of_the_method(recipe, int).items()}
+    late |= {"decay_epochs": max(recipe.decay_epochs, default=0) - 1, "warmup_epochs": recipe.warmup_epochs - 1}
     for name, epoch in late.items():
         if epoch >= max(recipe.epochs, 1):
             raise ValueError(

@@ -1,6 +1,6 @@
 """SmoothAdv (Salman et al., NeurIPS 2019): noisy copies of images attacked through the smoothed classifier."""
 
-from covkeras.objectives.ascent import smoothed_loss, stepped, warmed, within
+from covkeras.objectives.ascent import published_warmup, smoothed_loss, stepped, warmed, within
 from covkeras.objectives.base import Objective, Step, nearest
 from covkeras.objectives.copies import logits_of
 from covkeras.objectives.terms import Terms, cross_entropy
@@ -26,14 +26,15 @@ class SmoothAdv(Objective):
     eps: float = fields.number(1.0, "radius of the attack, in [0, 1] pixel units", 0, search="0.5:2")
     steps: int = fields.count(10, "T, steps of the attack")
     num_copies: int = fields.count(4, "M, noisy copies of an image")
-    warmup: int = fields.count(10, "epochs in which eps grows to its size", 0)
+    warmup: int = fields.count(10, "epochs in which eps grows to its size", 0, epoch="last")
 
     def check(self) -> None:
         self.copies = self.num_copies
 
     @classmethod
     def published(cls, data, sigma, epochs, switch_epoch) -> dict:
-        return {"eps": nearest(_EPS, data, sigma), "num_copies": nearest(_COPIES, data, sigma)}
+        found = {"eps": nearest(_EPS, data, sigma), "num_copies": nearest(_COPIES, data, sigma)}
+        return found | {"warmup": published_warmup(data, sigma, epochs)}
 
     def attacked(self, images, labels, noise, context: Step):
         """x', (batch, h, w, c)."""

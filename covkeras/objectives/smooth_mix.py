@@ -1,6 +1,6 @@
 """SmoothMix (Jeong et al., NeurIPS 2021): images mixed with their own adversarial examples."""
 
-from covkeras.objectives.ascent import one_each, smoothed_loss, stepped, uniforms, warmed, within
+from covkeras.objectives.ascent import one_each, published_warmup, smoothed_loss, stepped, uniforms, warmed, within
 from covkeras.objectives.base import Objective, Step, nearest
 from covkeras.objectives.copies import logits_of
 from covkeras.objectives.terms import Terms, cross_entropy, is_right
@@ -31,7 +31,7 @@ class SmoothMix(Objective):
     steps: int = fields.count(4, "T, steps of the attack")
     num_copies: int = fields.count(4, "M, noisy copies of an image")
     one_step: bool = fields.switch(True, "the clean side is the image after one step (the authors: sigma .5 and more)")
-    warmup: int = fields.count(10, "epochs in which the weight grows to its size", 0)
+    warmup: int = fields.count(10, "epochs in which the weight grows to its size", 0, epoch="last")
     switch_epoch: int = fields.count(0, "epoch (from 0) at which lam is switched on", 0, epoch=True)
 
     def check(self) -> None:
@@ -42,7 +42,8 @@ class SmoothMix(Objective):
     def published(cls, data, sigma, epochs, switch_epoch) -> dict:
         tables = {"length": _LENGTH, "steps": _STEPS, "num_copies": _COPIES}
         small = data in ("mnist", "digits")
-        return {n: nearest(t, data, sigma) for n, t in tables.items()} | {"one_step": small or sigma >= 0.5}
+        found = {n: nearest(t, data, sigma) for n, t in tables.items()} | {"one_step": small or sigma >= 0.5}
+        return found | {"warmup": published_warmup(data, sigma, epochs)}
 
     def __call__(self, images, labels, noise, context: Step) -> Terms:
         """images (batch, h, w, c), labels (batch,), noise (M + 1, batch, h, w, c) standard normal -> Terms."""

@@ -25,8 +25,13 @@ def number(default, help: str, low=-math.inf, high=math.inf, closed: str = "neit
     )
 
 
-def count(default, help: str, low: int = 1, high: int | None = None, search: str = "", epoch: bool = False) -> Field:
-    """Returns a field for a whole number from `low` to `high`; `epoch`: one of a schedule, scaled with the epochs."""
+def count(
+    default, help: str, low: int = 1, high: int | None = None, search: str = "", epoch: bool | str = False
+) -> Field:
+    """Returns a field for a whole number from `low` to `high`.
+
+    epoch: one of a schedule, scaled with the epochs: True where something begins at it, "last" for a number of epochs.
+    """
     return _field(int(default), help, search, epoch, lambda name, value, why: check_count(name, value, low, high))
 
 
@@ -103,7 +108,7 @@ def describe(field: Field) -> str:
     return help_of(field) + (f" ({', '.join(choices)})" if choices else "")
 
 
-def _field(default, help, search="", epoch=False, check=None, choices=None) -> Field:
+def _field(default, help, search="", epoch: bool | str = False, check=None, choices=None) -> Field:
     metadata = {"help": help, "search": search, "epoch": epoch, "check": check, "choices": choices}
     return dataclasses.field(default=default, metadata=metadata)
 
