@@ -30,7 +30,7 @@ import tensorflow as tf  # noqa: E402
 from covkeras import models  # noqa: E402
 from covkeras.certification import SmoothedClassifier  # noqa: E402
 from covkeras.certification.cohen import groups  # noqa: E402
-from covkeras.certification.noise import ESTIMATION  # noqa: E402
+from covkeras.certification.noise import ESTIMATION, SEQUENTIAL  # noqa: E402
 from covkeras.reports import results as report  # noqa: E402
 from covkeras.runtime.timing import interleave  # noqa: E402
 
@@ -41,6 +41,7 @@ CASES = {
     "resnet": (models.preact_resnet18, "float32", 1),
 }
 IMAGES = 16
+BLOCKS = "lattice, blocks of 16"
 
 
 def measure(title: str, rounds: int) -> list[list[str]]:
@@ -63,14 +64,23 @@ def measure(title: str, rounds: int) -> list[list[str]]:
 
     sides = {"bare": lambda: bare().numpy()}
     for option, one in zip(options, smoothed, strict=True):
-        sides[option] = lambda one=one: certify(one, images, batches * batch)
+        name = f"{option[0]}, shared" if option[1] else option[0]
+        sides[name] = lambda one=one: certify(one, images, batches * batch)
+    sides[BLOCKS] = lambda: test(smoothed[2], images[:1], batches * count)
     seconds, rows = interleave(sides, rounds), []
-    for noise, shared in options:
-        ratios = np.array(seconds["bare"]) / np.array(seconds[noise, shared])
+    for name in list(sides)[1:]:
+        ratios = np.array(seconds["bare"]) / np.array(seconds[name])
         low, middle, high = np.quantile(ratios, [0.25, 0.5, 0.75])
-        name = f"{noise}, shared" if shared else noise
         rows.append([title, str(batch), name, f"{middle:.2f}", f"{low:.2f} to {high:.2f}", str(rounds)])
     return rows
+
+
+def test(smoothed, image, batches: int) -> None:
+    """So many batches of a sequential test: in each slot another image's block."""
+    slots = range(smoothed.ballot.slots)
+    images = np.repeat(image, len(slots), 0)
+    for batch in range(batches):
+        smoothed.ballot.count_blocks(images, slots, [SEQUENTIAL] * len(slots), [batch] * len(slots), 0)
 
 
 def certify(smoothed, images, n: int) -> None:

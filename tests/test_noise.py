@@ -9,7 +9,7 @@ from keras import layers, ops
 
 from covkeras import SmoothedClassifier
 from covkeras.certification import GaussianNoise, LatticeNoise, noise
-from covkeras.certification.noise import ESTIMATION, lattice_thresholds
+from covkeras.certification.noise import ESTIMATION, SEQUENTIAL, lattice_thresholds
 
 SHAPE = (1_000, 10, 10, 1)
 
@@ -94,10 +94,10 @@ def test_a_pixel_whose_first_bits_do_not_tell_draws_the_rest():
     table = source._table.numpy()
     for block in range(20):
         drawn, certain = source.draw(9, 4, ESTIMATION, block, shape)
-        words = noise._uniform(53, noise.stream(9, 4, ESTIMATION, block), tf.uint32).numpy()
+        words = noise._uniform(53, *noise.streams(9, [4], [ESTIMATION], [block]), tf.uint32).numpy()
         first = words.view(np.uint16)[:105].astype(object)
         open_ = [i for i, bits in enumerate(first) if table[bits] == noise._OPEN]
-        rest = noise._uniform(len(open_), noise.stream(9, 4, ESTIMATION, block, noise._LATER), tf.uint64).numpy()
+        rest = noise._uniform(len(open_), *noise.streams(9, [4], [ESTIMATION], [block], noise._LATER), tf.uint64).numpy()
         uniform = [int(bits) << 44 | 2**43 for bits in first]
         for i, word in zip(open_, rest, strict=True):
             uniform[i] = int(first[i]) << 44 | int(word) >> 20
@@ -106,6 +106,21 @@ def test_a_pixel_whose_first_bits_do_not_tell_draws_the_rest():
         assert np.asarray(certain).all()
         # Compiled it is the same.
         np.testing.assert_array_equal(source.draw(9, 4, ESTIMATION, block, shape, compiled=True)[0], drawn)
+
+
+@pytest.mark.parametrize("kind", [LatticeNoise, GaussianNoise])
+@pytest.mark.parametrize("shape", [(16, 8, 8, 1), (3, 5, 7, 1)])
+def test_blocks_drawn_together_are_those_drawn_one_by_one(kind, shape, monkeypatch):
+    """Of other images, phases and places, some twice; with doubts, for all kinds of copies."""
+    monkeypatch.setattr(noise, "_DOUBT", 2**46)
+    source, places = kind(0.3), [[7, 0, 7, 2], [SEQUENTIAL, 0, SEQUENTIAL, ESTIMATION], [0, 5, 0, 2**30]]
+    together, counts = source.draw_each(11, *map(tf.constant, places), shape=shape)
+    for i, place in enumerate(zip(*places, strict=True)):
+        for compiled in (False, True):
+            one, counted = source.draw(11, *place, shape=shape, compiled=compiled)
+            np.testing.assert_array_equal(together[i], one)
+            np.testing.assert_array_equal(counts[i], counted)
+    assert np.asarray(counts).all() == (kind is GaussianNoise)
 
 
 def test_copies_are_on_the_grid_and_clipped(rng):

@@ -26,8 +26,10 @@ _LATER = 2**39
 _OPEN = -(2**24)
 
 
-def stream(seed, index, phase, block, after: int = 0):
-    """Returns Philox' (key, counter), uint64, for one block of one image's stream; `after` so many of its groups.
+def streams(seed, index, phase, block, after: int = 0) -> list:
+    """Returns Philox' (key, counter), uint64, for each of some blocks of images' streams; `after` so many of its groups.
+
+    seed: a number. index, phase, block: (slots,).
 
     The 64-bit key is the seed. The 128-bit counter's high half is 4 index + phase and its low half starts at block
     2^40: streams are disjoint by construction, for up to 2^42 numbers a block and 2^61 images. Nothing of the image
@@ -35,21 +37,12 @@ def stream(seed, index, phase, block, after: int = 0):
     """
     seed, index, phase, block = (tf.cast(v, tf.int64) for v in (seed, index, phase, block))
     key = tf.bitcast(tf.reshape(seed, [1]), tf.uint64)
-    return key, tf.bitcast(tf.stack([block * 2**40 + after, index * _PHASES + phase]), tf.uint64)
+    counters = tf.bitcast(tf.stack([block * 2**40 + after, index * _PHASES + phase], 1), tf.uint64)
+    return [(key, counter) for counter in tf.unstack(counters)]
 
 
-class GaussianNoise:
-    """x + sigma eps in float32, as the field does it. The sum's rounding depends on x: a classifier that reads the low
-    bits can get a certificate that is too large (Voracek, Hein, ICLR 2023). For comparison.
-
-    Args:
-        sigma: noise level, in [0, 1] pixel units.
-    """
-
-    name, stream = "gaussian", "philox 4x32-10"
-
-    def __init__(self, sigma: float):
-        self.sigma = check_sigma(sigma)
+class Noise:
+    """What certification draws from: `draw_each` in its subclasses."""
 
     def draw(self, seed, index, phase, block, shape, compiled: bool = False):
         """Draws one block.
@@ -62,11 +55,38 @@ class GaussianNoise:
         Returns:
             The noise, float32 of `shape`; whether each copy counts, bool (copies,).
         """
-        key, counter = stream(seed, index, phase, block)
-        normal = tf.raw_ops.StatelessRandomNormalV2(
-            shape=shape, key=key, counter=counter, alg=_PHILOX, dtype=tf.float32
+        one = (tf.reshape(tf.cast(v, tf.int64), [1]) for v in (index, phase, block))
+        noise, counts = self.draw_each(seed, *one, shape=shape, compiled=compiled)
+        return tf.reshape(noise, shape), tf.reshape(counts, [-1])
+
+
+class GaussianNoise(Noise):
+    """x + sigma eps in float32, as the field does it. The sum's rounding depends on x: a classifier that reads the low
+    bits can get a certificate that is too large (Voracek, Hein, ICLR 2023). For comparison.
+
+    Args:
+        sigma: noise level, in [0, 1] pixel units.
+    """
+
+    name, stream = "gaussian", "philox 4x32-10"
+
+    def __init__(self, sigma: float):
+        self.sigma = check_sigma(sigma)
+
+    def draw_each(self, seed, index, phase, block, shape, compiled: bool = False):
+        """Draws several blocks, each what `draw` gives. index, phase, block: (slots,), of a size known to the graph.
+
+        Returns:
+            The noise, float32 (slots, *shape); whether each copy counts, bool (slots, copies).
+        """
+        how = {"shape": shape, "alg": _PHILOX, "dtype": tf.float32}
+        normal = tf.stack(
+            [
+                tf.raw_ops.StatelessRandomNormalV2(key=key, counter=counter, **how)
+                for key, counter in streams(seed, index, phase, block)
+            ]
         )
-        return self.sigma * normal, tf.ones(tf.shape(normal)[:1], tf.bool)
+        return self.sigma * normal, tf.ones(tf.shape(normal)[:2], tf.bool)
 
     def add(self, images, noise):
         """Returns the noisy copies, float32 of the shape of `noise`. images: float32, of a shape that broadcasts."""
@@ -76,7 +96,7 @@ class GaussianNoise:
         """Accepts any image."""
 
 
-class LatticeNoise:
+class LatticeNoise(Noise):
     """The image plus Gaussian noise, rounded to the 8-bit grid and clipped to [-k, k + 1], exactly.
 
     For an image on the grid, round(x + eps) = x + round(eps): the noise is drawn as a whole number of 255ths from the
@@ -106,14 +126,18 @@ class LatticeNoise:
         with tf.init_scope():
             self._edges, self._table = tf.constant(edges), tf.constant(table)
 
-    def draw(self, seed, index, phase, block, shape, compiled: bool = False):
-        """As `GaussianNoise.draw`; the noise in 255ths, whole numbers."""
-        size = tf.cast(tf.reduce_prod(shape), tf.int64)
-        words = _uniform((size + 1) // 2, stream(seed, index, phase, block), tf.uint32)
-        first = tf.reshape(tf.bitcast(words, tf.uint16), [-1])[:size]
+    def draw_each(self, seed, index, phase, block, shape, compiled: bool = False):
+        """As `GaussianNoise.draw_each`; the noise in 255ths, whole numbers."""
+        size, slots = tf.cast(tf.reduce_prod(shape), tf.int64), index.shape[0]
+        words = [_uniform((size + 1) // 2, place, tf.uint32) for place in streams(seed, index, phase, block)]
+        first = tf.reshape(tf.reshape(tf.bitcast(tf.stack(words), tf.uint16), [slots, -1])[:, :size], [-1])
         noise = (_looked_up_compiled if compiled else _looked_up)(self._table, first)
         open_ = tf.where(noise == _OPEN)
-        rest = _uniform(tf.shape(open_)[0], stream(seed, index, phase, block, _LATER), tf.uint64)
+        # Each slot's own numbers, in its own order: what the others drew does not move them.
+        ends = tf.searchsorted(open_[:, 0], size * tf.range(slots + 1, dtype=tf.int64))
+        counts = tf.unstack(ends[1:] - ends[:-1])
+        later = streams(seed, index, phase, block, _LATER)
+        rest = tf.concat([_uniform(count, place, tf.uint64) for count, place in zip(counts, later, strict=True)], 0)
         rest = tf.bitcast(tf.bitwise.right_shift(rest, tf.constant(64 - _BITS + _FIRST_BITS, tf.uint64)), tf.int64)
         high = tf.cast(tf.gather(first, open_[:, 0]), tf.int64) * 2 ** (_BITS - _FIRST_BITS)
         position = tf.searchsorted(self._edges, high + rest, side="right")
@@ -121,8 +145,9 @@ class LatticeNoise:
         noise = tf.tensor_scatter_nd_update(noise, open_, level)
         # An odd position lies within an interval of doubt.
         copies = tf.cast(shape[0], tf.int64)
-        doubts = tf.scatter_nd(open_ // (size // copies), tf.bitwise.bitwise_and(position, 1), copies[None])
-        return tf.reshape(noise, shape), doubts == 0
+        doubts = tf.scatter_nd(open_ // (size // copies), tf.bitwise.bitwise_and(position, 1), (slots * copies)[None])
+        whole = tf.concat([tf.constant([slots], tf.int64), tf.cast(shape, tf.int64)], 0)
+        return tf.reshape(noise, whole), tf.reshape(doubts == 0, [slots, -1])
 
     def add(self, images, noise):
         """Returns the noisy copies, float32 of the shape of `noise`. images: float32 multiples of 1/255."""

@@ -136,11 +136,9 @@ class Ballot:
         """One replica's slots of `count_blocks`; zeros in the others' place."""
         shape, first = (BLOCK, *self.image_shape), replica * self.slots
         indices = tf.zeros_like(indices) if self.shared else indices
-        drawn = [
-            self.noise.draw(seed, indices[i], phase=phases[i], block=blocks[i], shape=shape)
-            for i in (first + j for j in range(self.slots))
-        ]
-        noise, wanted = (tf.stack(part) for part in zip(*drawn, strict=True))
+        mine = [v[first : first + self.slots] for v in (indices, phases, blocks)]
+        places = [tf.ensure_shape(v, [self.slots]) for v in mine]
+        noise, wanted = self.noise.draw_each(seed, *places, shape=shape, compiled=True)
         mine = tf.reshape(images[first : first + self.slots], (self.slots, 1, *self.image_shape))
         size = self.slots * BLOCK
         copies = tf.reshape(self.noise.add(mine, noise), (size, *self.image_shape))

@@ -177,9 +177,10 @@ class ServedGraphs:
     def _votes_of_blocks(self, image, phase, first, count: int, seed, label):
         """The class counts of `count` blocks together, (classes,); with a label its hits in each, (count,). int64."""
         ballot, shape = self.smoothed.ballot, (BLOCK, *self.smoothed.image_shape)
-        drawn = [ballot.noise.draw(seed, 0, phase=phase, block=first + j, shape=shape) for j in range(count)]
-        noise, wanted = (tf.concat(part, 0) for part in zip(*drawn, strict=True))
-        votes = ballot.votes_of(ballot.noise.add(image, noise), wanted)
+        places = tf.zeros([count], tf.int64), tf.fill([count], phase), first + tf.range(count, dtype=tf.int64)
+        noise, wanted = ballot.noise.draw_each(seed, *places, shape=shape)
+        copies = tf.reshape(noise, (count * BLOCK, *self.smoothed.image_shape))
+        votes = ballot.votes_of(ballot.noise.add(image, copies), tf.reshape(wanted, [-1]))
         if label is None:
             return ballot.histogram(votes)
         hit = tf.reshape(tf.cast(votes, tf.int64) == label, (count, BLOCK))
