@@ -97,7 +97,9 @@ def test_a_pixel_whose_first_bits_do_not_tell_draws_the_rest():
         words = noise._uniform(53, *noise.streams(9, [4], [ESTIMATION], [block]), tf.uint32).numpy()
         first = words.view(np.uint16)[:105].astype(object)
         open_ = [i for i, bits in enumerate(first) if table[bits] == noise._OPEN]
-        rest = noise._uniform(len(open_), *noise.streams(9, [4], [ESTIMATION], [block], noise._LATER), tf.uint64).numpy()
+        rest = noise._uniform(
+            len(open_), *noise.streams(9, [4], [ESTIMATION], [block], noise._LATER), tf.uint64
+        ).numpy()
         uniform = [int(bits) << 44 | 2**43 for bits in first]
         for i, word in zip(open_, rest, strict=True):
             uniform[i] = int(first[i]) << 44 | int(word) >> 20

@@ -15,7 +15,7 @@ from covkeras.certification.sequential import (
     one_sided_log_wealth,
     required_probability,
 )
-from covkeras.certification.stopping import RadiiTest, RadiusTest
+from covkeras.certification.stopping import RadiiTest, RadiusPrecision, RadiusTest
 from covkeras.certification.voting import BLOCK
 
 LOOKS = 64
@@ -304,6 +304,53 @@ def decided_of(shares, own, rule, max_n=3_000):
     images = np.zeros((count, 1, 1, 1), np.float32)
     each = sample_until(urns, images, np.arange(count), seed=0, n0=0, max_n=max_n, rule=rule, labels=urns.own)
     return {image.position: image for image in each}
+
+
+class WatchedUrns(Urns):
+    """Keeps each call's size, and what was asked of each image: {image: blocks}."""
+
+    slots = 8
+
+    def __init__(self, *how):
+        super().__init__(*how)
+        self.sizes, self.asked = [], {}
+
+    def count_blocks(self, images, indices, phases, blocks, seed):
+        self.sizes.append(len(blocks))
+        for image, block in zip(indices.tolist(), blocks, strict=True):
+            self.asked.setdefault(image, []).append(block)
+        return super().count_blocks(images, indices, phases, blocks, seed)
+
+
+def test_whole_batches_the_oldest_images_first_and_little_drawn_in_vain():
+    count = 40
+    urns, images = WatchedUrns([[0.99, 0.01]] * count, np.zeros(count, int)), np.zeros((count, 1, 1, 1), np.float32)
+    how = {"seed": 0, "n0": 32, "max_n": 20_000, "rule": RadiusPrecision(1e-6, 0.5, 0.001, 20_000)}
+    done, in_work = [], []
+    for image in sample_until(urns, images, np.arange(count), **how):
+        done.append(image)
+        in_work.append(len(urns.asked) - len(done))
+    assert set(urns.sizes) <= {8, 16, 24, 32} and urns.sizes[0] == 32
+    # Each image's blocks in their order, those that choose its class first.
+    assert all(asked == [0, 1, *range(len(asked) - 2)] for asked in urns.asked.values())
+    # 32 begin together; the next ones wait until those that have had a thousand blocks leave room.
+    assert [image.position for image in done] == list(range(count))
+    assert max(in_work) < 32 and in_work[24] < 10
+    assert all(image.trials == 20_000 for image in done)
+    assert sum(image.given * BLOCK for image in done[:-4]) < 1.02 * (32 + 20_000) * (count - 4)
+
+
+def test_batches_counted_together_are_those_counted_one_by_one(rng):
+    from conftest import grid_images, small_classifier
+
+    from covkeras import SmoothedClassifier
+
+    ballot = SmoothedClassifier(small_classifier(), 0.5, batch_size=64).ballot
+    images, places = grid_images(rng, 12, 8), [rng.integers(0, 4, 12) for _ in range(3)]
+    together = ballot.count_blocks(images, *places, 5)
+    parts = [ballot.count_blocks(images[i : i + 4], *(p[i : i + 4] for p in places), 5) for i in (0, 4, 8)]
+    np.testing.assert_array_equal(together, np.concatenate(parts))
+    assert together.sum() == 12 * BLOCK and len(np.unique(together, axis=0)) > 1
 
 
 def test_two_classes_in_turn_err_no_more_than_alpha():

@@ -27,7 +27,7 @@ _OPEN = -(2**24)
 
 
 def streams(seed, index, phase, block, after: int = 0) -> list:
-    """Returns Philox' (key, counter), uint64, for each of some blocks of images' streams; `after` so many of its groups.
+    """Returns Philox' (key, counter), uint64, for each of some blocks of streams, `after` so many of its groups.
 
     seed: a number. index, phase, block: (slots,).
 

@@ -1,8 +1,9 @@
 """Sampling images until a rule of `stopping` is content, undecided images sharing full batches on the device.
 
 A batch is made of slots of `BLOCK` copies; a slot is an image's next block of its own stream of noise, first those that
-choose its class, then those that count. What is decided of an image depends on its blocks in their order alone, not on
-which images it shared a batch with (up to a vote that hangs on a logit's last bit, which the batch may change).
+choose its class, then those that count. The oldest images are served first: few are in work, and little is lost when
+the work ends early. What is decided of an image depends on its blocks in their order alone, not on which images it
+shared a batch with (up to a vote that hangs on a logit's last bit, which the batch may change).
 
 Where the class is the image's own, without noise (`labels`), no sample is spent on choosing it: it is a function of the
 image alone. Where the rule then finds nothing to certify, and the samples name another class, that one is tried on
@@ -19,6 +20,11 @@ import numpy as np
 
 from covkeras.certification.noise import SELECTION, SEQUENTIAL
 from covkeras.certification.voting import BLOCK
+
+# Batches at once: the next one's noise is drawn while one is classified.
+_BATCHES = 4
+# Of the blocks that an image has had, one in so many more is drawn at once: little is lost beyond its verdict.
+_SHARE = 32
 
 
 @dataclasses.dataclass
@@ -58,20 +64,21 @@ def sample_until(ballot, images, indices, seed: int, n0: int, max_n: int, rule, 
         labels: (images,), the classes in question where n0 is 0; functions of the images alone.
     """
     slots, first = ballot.slots * ballot.replicas, -(-n0 // BLOCK)
+    most = _BATCHES * slots
     waiting = (
         Sampled(position, np.zeros(ballot.num_classes, np.int64), -1 if labels is None else int(labels[position]))
         for position in range(len(images))
     )
-    active: collections.deque[Sampled] = collections.deque(itertools.islice(waiting, slots))
+    active: collections.deque[Sampled] = collections.deque(itertools.islice(waiting, most))
     started, drawn = time.perf_counter(), 0
     while active:
-        blocks = _next_blocks(active, slots, first)
+        blocks = _next_blocks(active, slots, most, max_n)
         positions = [image.position for image, _ in blocks]
         phases = [SELECTION if block < first else SEQUENTIAL for _, block in blocks]
         numbers = [block if block < first else block - first for _, block in blocks]
         counts = ballot.count_blocks(images[positions], indices[positions], phases, numbers, seed)
         _take(blocks, counts, first, max_n, rule)
-        drawn += slots * BLOCK
+        drawn += len(blocks) * BLOCK
         for image in active:
             if labels is not None and image.verdict is not None and not image.again:
                 _try_another(image, rule, max_n)
@@ -79,7 +86,8 @@ def sample_until(ballot, images, indices, seed: int, n0: int, max_n: int, rule, 
             active.remove(image)
             image.seconds = (time.perf_counter() - started) * image.given * BLOCK / drawn
             yield image
-        active.extend(itertools.islice(waiting, slots - len(active)))
+        room = most - sum(_share(image, max_n) for image in active)
+        active.extend(itertools.islice(waiting, max(0, room)))
 
 
 def _try_another(image: Sampled, rule, max_n: int) -> None:
@@ -91,11 +99,20 @@ def _try_another(image: Sampled, rule, max_n: int) -> None:
     image.hits, image.trials, image.verdict, image.before = 0, 0, None, image.votes.copy()
 
 
-def _next_blocks(active, slots: int, first: int) -> list[tuple[Sampled, int]]:
-    """Fills the slots with the images' next blocks, several of an image where there are fewer images than slots."""
+def _share(image: Sampled, max_n: int) -> int:
+    """How many blocks an image may have at once: what is drawn beyond its verdict is lost."""
+    left = (max_n - image.spent - image.trials) // BLOCK
+    return max(1, min(image.given // _SHARE, left))
+
+
+def _next_blocks(active, slots: int, most: int, max_n: int) -> list[tuple[Sampled, int]]:
+    """Fills whole batches of slots, up to `most`, with the images' next blocks, the oldest images' first; one batch in
+    turns, more than an image's share, where there is too little for it."""
+    shares = [_share(image, max_n) for image in active]
+    count = max(1, min(sum(shares), most) // slots) * slots
+    turns = itertools.chain.from_iterable(map(itertools.repeat, active, shares))
     chosen = []
-    for i in range(slots):
-        image = active[i % len(active)]
+    for image in itertools.islice(itertools.chain(turns, itertools.cycle(active)), count):
         chosen.append((image, image.next))
         image.given += 1
         image.next += 1

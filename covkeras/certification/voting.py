@@ -115,10 +115,10 @@ class Ballot:
         return tf.math.bincount(votes, minlength=size, maxlength=size, dtype=tf.int64)[: self.num_classes]
 
     def count_blocks(self, images, indices, phases, blocks, seed: int) -> np.ndarray:
-        """Counts the classes of one block of `BLOCK` copies in each slot of one batch, each with an image of its own.
+        """Counts the classes of one block of `BLOCK` copies in each slot of some batches, each with its own image.
 
         Args:
-            images: float32 (slots, ...), as many as `slots` times the replicas. indices, phases, blocks: (slots,).
+            images: float32 (slots, ...), a multiple of `slots` times the replicas. indices, phases, blocks: (slots,).
 
         Returns:
             int64 (slots, classes).
@@ -134,18 +134,25 @@ class Ballot:
 
     def _mixed(self, images, indices, phases, blocks, seed, replica, replicas):
         """One replica's slots of `count_blocks`; zeros in the others' place."""
-        shape, first = (BLOCK, *self.image_shape), replica * self.slots
         indices = tf.zeros_like(indices) if self.shared else indices
-        mine = [v[first : first + self.slots] for v in (indices, phases, blocks)]
-        places = [tf.ensure_shape(v, [self.slots]) for v in mine]
-        noise, wanted = self.noise.draw_each(seed, *places, shape=shape, compiled=True)
-        mine = tf.reshape(images[first : first + self.slots], (self.slots, 1, *self.image_shape))
-        size = self.slots * BLOCK
-        copies = tf.reshape(self.noise.add(mine, noise), (size, *self.image_shape))
-        votes = self.votes_of(copies, tf.reshape(wanted, [size]))
-        counts = tf.reduce_sum(tf.one_hot(tf.reshape(votes, (self.slots, BLOCK)), self.num_classes, dtype=tf.int64), 1)
-        after = (replicas - 1 - replica) * self.slots
-        return tf.pad(counts, [[first, after], [0, 0]])
+        batches = tf.shape(images)[0] // (self.slots * replicas)
+        first = replica * batches * self.slots
+        shape, size = (BLOCK, *self.image_shape), self.slots * BLOCK
+
+        def add(i, counts):
+            mine = first + self.slots * (i + tf.range(2))
+            places = [tf.ensure_shape(v[mine[0] : mine[1]], [self.slots]) for v in (indices, phases, blocks)]
+            noise, wanted = self.noise.draw_each(seed, *places, shape=shape, compiled=True)
+            own = tf.reshape(images[mine[0] : mine[1]], (self.slots, 1, *self.image_shape))
+            copies = tf.reshape(self.noise.add(own, noise), (size, *self.image_shape))
+            votes = tf.reshape(self.votes_of(copies, tf.reshape(wanted, [size])), (self.slots, BLOCK))
+            return i + 1, counts.write(i, tf.reduce_sum(tf.one_hot(votes, self.num_classes, dtype=tf.int64), 1))
+
+        counts = tf.TensorArray(tf.int64, batches, element_shape=(self.slots, self.num_classes))
+        # The next batch's noise is drawn while this one is classified.
+        _, counts = tf.while_loop(lambda i, _: i < batches, add, (0, counts), parallel_iterations=4)
+        after = tf.shape(images)[0] - first - batches * self.slots
+        return tf.pad(counts.concat(), [[first, after], [0, 0]])
 
     @property
     def replicas(self) -> int:
