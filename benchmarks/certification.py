@@ -18,8 +18,8 @@ and 64 images. What is left there is what an operation costs, whatever its size,
 forward pass beside it. Batches of 2,048 would give 3 % more votes a second.
 
 "Blocks of 16" are a sequential test's batches, each slot another image's: 0.80 (8 x 8), 0.90 (LeNet), 0.86 (bfloat16).
-With a draw for each slot, traced as often, and one batch a call they were 0.55 and 0.81, and the first batch of 64 slots
-took 2.7 seconds to trace, now 0.35.
+With a draw for each slot, traced as often, and one batch a call they were 0.55 and 0.81, and the first batch of 64
+slots took 2.7 seconds to trace, now 0.35.
 """
 
 import argparse

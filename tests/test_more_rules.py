@@ -24,6 +24,8 @@ SPATIAL = {
     "separable 1d": (lambda: layers.SeparableConv1D(4, 2), (2,), 3, (0, slice(None))),
     "average pooling 1d": (lambda: layers.AveragePooling1D(2), (4,), 3, (1, slice(None))),
     "global average 1d": (lambda: layers.GlobalAveragePooling1D(), (5,), 3, (slice(None),)),
+    "adaptive average": (lambda: layers.AdaptiveAveragePooling2D((2, 1)), (4, 3), 3, ONE_PIXEL),
+    "adaptive average 1d": (lambda: layers.AdaptiveAveragePooling1D(2), (4,), 3, (1, slice(None))),
     "upsampling": (lambda: layers.UpSampling2D(2), (1, 2), 3, (1, 2, slice(None))),
     "cropping": (lambda: layers.Cropping2D(1), (3, 3), 3, ONE_PIXEL),
     "padding 1d": (lambda: layers.ZeroPadding1D(1), (2,), 3, (1, slice(None))),
@@ -78,6 +80,9 @@ POOLS = {
     "nine pixels, overlapping": (lambda: layers.MaxPooling2D(3, strides=2, padding="same"), (3, 3), 0.02, 0.12),
     "global": (lambda: layers.GlobalMaxPooling2D(), (3, 2), 0.02, 0.12),
     "global 1d": (lambda: layers.GlobalMaxPooling1D(), (5,), 0.02, 0.12),
+    # Keras' own ends the process where a part is the whole axis: AdaptiveMaxPooling2D(1).
+    "adaptive": (lambda: layers.AdaptiveMaxPooling1D(2), (4,), 0.02, 0.12),
+    "adaptive, overlapping": (lambda: layers.AdaptiveMaxPooling2D((3, 2)), (5, 3), 0.02, 0.12),
 }
 
 
@@ -105,6 +110,8 @@ def test_max_pooling_of_samples_is_the_layers(rng):
         layers.MaxPooling2D(2),
         layers.MaxPooling2D(3, strides=2, padding="same"),
         layers.GlobalMaxPooling2D(),
+        layers.AdaptiveMaxPooling2D((3, 4)),
+        layers.AdaptiveMaxPooling2D((2, 3)),
     ):
         sample = Gaussian(images, np.zeros((3, 3), "float32"))
         after = propagate(layer, sample, Context(plain=True))
@@ -403,10 +410,39 @@ def test_gaussian_noise_is_propagated_in_training(rng):
     np.testing.assert_array_equal(result.mean, gaussian.mean)
 
 
+def test_alpha_dropout_in_training_against_sampling(rng):
+    """What the layer makes of the noise, the same units dropped with it and without: two layers of one seed."""
+    gaussian, n = random_gaussian(rng, (4,), 4), 400_000
+    make = lambda: layers.AlphaDropout(0.4, seed=3)  # noqa: E731
+    result = propagate(make(), gaussian, Context(training=True))
+    assert propagate(make(), gaussian) is gaussian
+    np.testing.assert_array_equal(result.mean, make()(gaussian.mean, training=True))
+    noisy = draw(rng, gaussian, n)
+    means = np.repeat(gaussian.mean, n, 0)
+    values = np.asarray(make()(noisy, training=True), np.float64) - np.asarray(make()(means, training=True))
+    errors = np.sqrt(np.maximum((values**2).T @ (values**2) / n, 1e-12) / n)
+    assert (np.abs(values.T @ values / n - np.asarray(result.cov)) < 7 * errors).all()
+
+
+def test_a_random_crop_is_the_resized_image_outside_training(rng):
+    gaussian, layer = random_gaussian(rng, (6, 6, 3), 3), layers.RandomCrop(4, 4)
+    whole = propagate(layer, gaussian)
+    np.testing.assert_array_equal(whole.mean, layer(gaussian.mean, training=False))
+    assert whole.cov is gaussian.cov
+    part = np.asarray(propagate(layer, gaussian, Context(training=True)).mean)[0]
+    found = [(i, j) for i in range(3) for j in range(3) if np.array_equal(part, gaussian.mean[0, i : i + 4, j : j + 4])]
+    assert len(found) == 1
+
+
 def test_augmentation_moves_the_mean_in_training_alone(rng):
     gaussian = random_gaussian(rng, (4, 4, 3), 3)
-    for layer in (layers.RandomFlip("horizontal"), layers.RandomRotation(0.2), layers.RandomContrast(0.5)):
+    unit = {"value_range": (0, 1)}
+    for layer in (
+        *(layers.RandomFlip("horizontal"), layers.RandomRotation(0.2), layers.RandomContrast(0.5)),
+        *(layers.RandAugment(**unit), layers.AugMix(**unit), layers.Solarization(**unit)),
+    ):
         assert propagate(layer, gaussian) is gaussian
+        np.testing.assert_array_equal(layer(gaussian.mean, training=False), gaussian.mean)
     keras.utils.set_random_seed(1)
     batch = Gaussian(np.repeat(gaussian.mean, 32, 0), gaussian.cov)
     flipped = np.asarray(propagate(layers.RandomFlip("horizontal"), batch, Context(training=True)).mean)

@@ -7,6 +7,9 @@ from covkeras.moments.dispatch import propagate
 from covkeras.moments.gaussian import Gaussian
 from covkeras.moments.rules import check_channels_last
 
+# SELU's alpha times its scale, what dropped units are set to, but for the sign.
+_SELU = 1.6732632423543772 * 1.0507009873554805
+
 
 @propagate.register(keras.layers.Flatten, keras.layers.Reshape)
 def reshape(layer, gaussian, context):
@@ -41,9 +44,17 @@ def permute(layer, gaussian, context):
     return Gaussian(layer(gaussian.mean), gaussian.cov)
 
 
+@propagate.register(keras.layers.RandomCrop)
+def crop(layer, gaussian, context):
+    """In training a random part, else the whole, resized: mean through the layer, cov unchanged, as `unchanged`."""
+    check_channels_last(layer)
+    return Gaussian(layer(gaussian.mean, training=context.training), gaussian.cov)
+
+
 # Random augmentations are random in training alone, as noise and dropout are.
-_AUGMENTATIONS = tuple(
-    getattr(keras.layers, n) for n in dir(keras.layers) if n.startswith("Random") and n != "RandomCrop"
+_AUGMENTATIONS = (
+    *(getattr(keras.layers, n) for n in dir(keras.layers) if n.startswith("Random") and n != "RandomCrop"),
+    *(keras.layers.RandAugment, keras.layers.AugMix, keras.layers.Solarization),
 )
 
 
@@ -61,9 +72,24 @@ def dropout(layer, gaussian, context):
     the masks b / (1 - rate), or the factors of Gaussian dropout, of the same variance: S + rate / (1 - rate) diag S."""
     if not context.training or layer.rate == 0:
         return gaussian
-    extra = layer.rate / (1.0 - layer.rate)
-    cov = gaussian.cov * (1.0 + extra * ops.eye(gaussian.cov.shape[-1], dtype=gaussian.cov.dtype))
+    return Gaussian(layer(gaussian.mean, training=True), _over_masks(gaussian.cov, layer.rate))
+
+
+@propagate.register(keras.layers.AlphaDropout)
+def alpha_dropout(layer, gaussian, context):
+    """Outside training the identity (exact). In training a (x b + alpha' (1 - b)) + c with masks b: the mean's, and
+    the covariance's average over them, a^2 (1 - rate)^2 times that of `dropout`."""
+    if not context.training or layer.rate == 0:
+        return gaussian
+    # a keeps the mean 0 and variance 1 of self-normalising networks (Klambauer et al., NeurIPS 2017, section 3).
+    squared = 1.0 / ((1.0 - layer.rate) * (1.0 + layer.rate * _SELU**2))
+    cov = squared * (1.0 - layer.rate) ** 2 * _over_masks(gaussian.cov, layer.rate)
     return Gaussian(layer(gaussian.mean, training=True), cov)
+
+
+def _over_masks(cov, rate: float):
+    """E[D S D], D diagonal and 1 / (1 - rate) with probability 1 - rate, else 0: S + rate / (1 - rate) diag S."""
+    return cov * (1.0 + rate / (1.0 - rate) * ops.eye(cov.shape[-1], dtype=cov.dtype))
 
 
 @propagate.register(keras.layers.GaussianNoise)

@@ -28,6 +28,44 @@ def global_average_pooling(layer, gaussian, context):
     return Gaussian(layer(gaussian.mean), gaussian.cov / math.prod(gaussian.mean.shape[1:-1]))
 
 
+@propagate.register(_kinds.AdaptiveAveragePooling1D, _kinds.AdaptiveAveragePooling2D)
+def adaptive_average_pooling(layer, gaussian, context):
+    """Mean averaged over each part's pixels, which may be more in one part than in another; cov S E[1 / pixels], in the
+    mean over the parts (approximate: neighbours correlate)."""
+    check_channels_last(layer)
+    shares = [sum(1.0 / len(part) for part in parts) / len(parts) for parts in _parts(layer, gaussian.mean.shape[1:-1])]
+    return Gaussian(layer(gaussian.mean), gaussian.cov * math.prod(shares))
+
+
+@propagate.register(_kinds.AdaptiveMaxPooling1D, _kinds.AdaptiveMaxPooling2D)
+def adaptive_max_pooling(layer, gaussian, context):
+    """`max_pooling`, over parts of the image."""
+    check_channels_last(layer)
+    check_one_block(layer, gaussian)
+    inside = wide(gaussian.mean)
+    # One beyond the border, which never wins, fills the parts that are smaller than others.
+    inside = ops.pad(inside, ((0, 0), *((0, 1) for _ in inside.shape[1:-1]), (0, 0)), constant_values=-1e6)
+    windows, places = [], []
+    for parts in _parts(layer, gaussian.mean.shape[1:-1]):
+        size, beyond = max(map(len, parts)), parts[-1].stop
+        places.append([[part[i] if i < len(part) else beyond for part in parts] for i in range(size)])
+    for chosen in itertools.product(*places):
+        window = inside
+        for axis, place in enumerate(chosen):
+            window = ops.take(window, place, axis=axis + 1)
+        windows.append(window)
+    return _maximum(layer, ops.stack(windows), gaussian, context)
+
+
+def _parts(layer, lengths) -> list[list[range]]:
+    """The pixels of each of an adaptive layer's parts, axis by axis; they may overlap."""
+    sizes = _pair(layer.output_size)
+    return [
+        [range(i * length // n, -(-(i + 1) * length // n)) for i in range(n)]
+        for n, length in zip(sizes, lengths, strict=True)
+    ]
+
+
 @propagate.register(_kinds.MaxPooling1D, _kinds.MaxPooling2D)
 def max_pooling(layer, gaussian, context):
     """Mean of the window's maximum by Clark's formulas as a tournament (exact for two pixels, approximate for more),
