@@ -175,6 +175,7 @@ def test_folders_that_are_refused(tmp_path, rng):
     with pytest.raises(ValueError, match=r"x.png: image must be a PNG or JPEG file: save it as one\.$"):
         datasets.load(str(tmp_path / "flat"), "test")
     (tmp_path / "empty" / "train").mkdir(parents=True)
+    write(tmp_path / "empty" / "test" / "a", pixels)
     with pytest.raises(ValueError, match="no folder of PNG or JPEG files"):
         datasets.load(str(tmp_path / "empty"), "train")
     write(tmp_path / "sizes" / "a", pixels)

@@ -10,17 +10,20 @@ import numpy as np
 from covkeras.datasets.memory import ImageData
 from covkeras.datasets.own_arrays import Arrays
 from covkeras.datasets.own_folders import FILES, OTHERS, Folder
+from covkeras.datasets.own_others import check_readable
 from covkeras.datasets.prepared import PREPARED
 
 _HELD_OUT = 5_000
 
 
 def is_own(name: str) -> bool:
-    """Whether a data set's name is a path: of an .npz, of a folder with image files, or clearly of none there is. A
+    """Whether a data set's name is a path: of a file, of a folder with image files, or clearly of none there is. A
     data set that has the name is meant by it, whatever lies in the folder that one works in."""
     if name == "digits" or name in PREPARED:
         return False
     if name.endswith(".npz") or name.startswith(("./", "../", "/", "~")):
+        return True
+    if Path(name).is_file():
         return True
     below = (file for depth in ("*/*", "*/*/*") for file in Path(name).glob(depth))
     return any(file.suffix.lower() in (*FILES, *OTHERS) for file in below)
@@ -45,6 +48,7 @@ def load_own(name: str, split: str, image_size: int) -> ImageData:
     path = Path(name).expanduser()
     if not path.exists():
         raise FileNotFoundError(f"data set {name!r} does not exist: give an .npz file, or a folder of image files.")
+    check_readable(path)
     parts = Arrays(path) if path.is_file() else Folder(path)
     known, own = parts.known(), split == "validation" and "validation" in parts.known()
     wanted = split if own or split == "test" else "train"

@@ -2,10 +2,12 @@
 
 import dataclasses
 import functools
+from pathlib import Path
 
 import numpy as np
 
 from covkeras.datasets.memory import ImageData
+from covkeras.datasets.own_others import check_readable
 from covkeras.datasets.stream import ImageStream
 from covkeras.runtime.files import quoted
 
@@ -75,6 +77,8 @@ def _builder(name: str, tfds_name: str, data_dir: str | None):
         # A name that TFDS doesn't know, or that is none to it.
         if not isinstance(error, tfds.core.registered.DatasetNotFoundError) and "builder name" not in str(error):
             raise
+        if Path(name).is_dir():
+            check_readable(Path(name))
         raise ValueError(
             f"data set must be one of digits, {', '.join(PREPARED)}, a TFDS name, an .npz or a folder of image files, "
             f"got {name!r}; TFDS knows none of that name{' in ' + data_dir if data_dir else ''}."

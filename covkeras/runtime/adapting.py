@@ -9,7 +9,7 @@ import numpy as np
 from keras import ops
 
 from covkeras.runtime.files import is_keras_file
-from covkeras.runtime.loading import in_a_run, load_keras
+from covkeras.runtime.loading import load_keras, remedy_for
 from covkeras.runtime.validation import check_choice
 
 _AFTER = ("logits", "softmax", "sigmoid")
@@ -203,10 +203,10 @@ def _loaded(path: str):
     import tensorflow as tf
 
     if not os.path.exists(os.path.join(path, "saved_model.pb")):
-        hint = f" Name the run's own, {inside}." if (inside := in_a_run(path)) else ""
-        raise ValueError(
-            f"classifier {path!r} is neither a .keras or .h5 file nor a folder with a saved_model.pb.{hint}"
-        )
+        if not os.path.exists(path):
+            raise FileNotFoundError(f"classifier {path} does not exist. Name a .keras file, or a SavedModel's folder.")
+        what = f"classifier {path!r} is neither a .keras or .h5 file nor a folder with a saved_model.pb."
+        raise ValueError(f"{what} {remedy_for(path)}".rstrip())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         return tf.saved_model.load(path)

@@ -3,10 +3,22 @@
 import os
 import re
 import zipfile
+from pathlib import Path
 
 import keras
 
+from covkeras.runtime.files import is_keras_file
+
 _UNKNOWN = re.compile(r"[Cc]ould not locate (?:class|function) '([^']*)'|Unknown (?:layer|object|function): '?([\w>]+)")
+
+_CONVERT = "Convert it to a TensorFlow SavedModel (onnx2tf makes one of an ONNX file), and name that folder."
+_WEIGHTS = "It holds no layers or no weights: build the model, load them, and save it as .keras."
+_REMEDIES = {
+    (".pt", ".pth", ".safetensors", ".onnx", ".torchscript"): _CONVERT,
+    (".tflite",): "Name the Keras file or SavedModel that it was made of.",
+    (".ckpt", ".index", ".npz", ".npy", ".json", ".yaml", ".yml", ".data-00000-of-00001"): _WEIGHTS,
+    (".pkl", ".pickle", ".joblib"): "Save it from its program: classifier.save('mine.keras').",
+}
 
 
 def load_keras(path: str | os.PathLike, what: str = "classifier") -> keras.Model:
@@ -38,6 +50,20 @@ def in_a_run(folder: str) -> str:
     """A run's classifier, where the folder is a run's that is done; else nothing."""
     inside = os.path.join(folder, "classifier.keras")
     return inside if os.path.isfile(inside) else ""
+
+
+def remedy_for(path: str) -> str:
+    """What to name in the place of a path that is no classifier's."""
+    if inside := in_a_run(path):
+        return f"Name the run's own, {inside}."
+    if os.path.basename(path) == "saved_model.pb":
+        return f"Name the folder that it lies in, {os.path.dirname(path) or '.'}."
+    if os.path.isdir(path):
+        below = (file for depth in ("*", "*/*", "*/*/*") for file in sorted(Path(path).glob(depth)))
+        whole = (f for f in below if not f.name.endswith(".weights.h5"))
+        found = next((f for f in whole if f.name == "saved_model.pb" or is_keras_file(f)), None)
+        return f"Name what is in it, such as {found if is_keras_file(found) else found.parent}." if found else ""
+    return next((remedy for endings, remedy in _REMEDIES.items() if path.lower().endswith(endings)), "")
 
 
 def _reason(message: str) -> str:
