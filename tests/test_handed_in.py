@@ -2,6 +2,7 @@
 
 import errno
 import functools
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -67,6 +68,14 @@ def test_a_model_with_a_part_called_classifier_is_taken_whole(images):
             lambda x: tf.data.Dataset.from_tensor_slices(x),
             r"^images must be an array .* got .*Dataset\. .*np\.concat",
         ),
+        (
+            lambda x: tf.data.Dataset.from_tensor_slices((x, np.zeros(len(x), int))).batch(2),
+            r"\. Of batches \(images, labels\): np\.concatenate\(\[x for x, _ in batches\]\)\.$",
+        ),
+        (lambda x: iter([(x, np.zeros(len(x), int))]), r"got list_iterator\. Of batches \(images, labels\): np\.conc"),
+        (lambda x: Path("a.png"), r"got PosixPath\. Of files: np\.stack\(\[np\.asarray\(PIL\.Image\.open\(path\)\)"),
+        (lambda x: ["a.png", "b.png"], r"got list\. Of files: np\.stack"),
+        (lambda x: {"image": x}, r"got dict\. Of a dictionary: images\['image'\]\.$"),
         (lambda x: [None, None], r"^images must be an array \(batch, 8, 8, 1\) of numbers in \[0, 1\], got list"),
         (lambda x: (255 * x).astype("uint8"), r"^images must be floating-point numbers in \[0, 1\], got uint8"),
         (lambda x: x > 0.5, r"^images must be floating-point numbers in \[0, 1\], got bool"),
@@ -75,6 +84,12 @@ def test_a_model_with_a_part_called_classifier_is_taken_whole(images):
 def test_images_that_are_none(given, message, classifier, images):
     with pytest.raises(TypeError, match=message):
         ck.SmoothedClassifier(classifier, 0.25).certify(given(images), n=100, alpha=0.05)
+
+
+def test_images_of_several_sizes_are_told_theirs(classifier, images):
+    for given, shapes in (([images[0], images[0][1:]], r"\(7, 8, 1\), \(8, 8, 1\)"), ([[1.0], [1.0, 2.0]], "lists of")):
+        with pytest.raises(ValueError, match=rf"^images must be of one size, got {shapes}.*\. Resize them"):
+            ck.SmoothedClassifier(classifier, 0.25).certify(given, n=100, alpha=0.05)
 
 
 @pytest.mark.parametrize("use", ["moments", "adjoint", "gates"])

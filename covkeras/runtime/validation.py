@@ -1,6 +1,7 @@
 """Every refusal of bad input: what was expected, what came, and the remedy, before any work is done."""
 
 import math
+import os
 
 import numpy as np
 
@@ -99,13 +100,11 @@ def check_images(images, shape: tuple[int | None, ...]) -> np.ndarray:
     Raises:
         TypeError: integer images. ValueError: wrong rank or shape, NaN, values outside [0, 1].
     """
-    kind, images = type(images).__name__, np.asarray(images)
+    given, images = images, _as_array(images)
     expected = f"(batch, {', '.join('any' if s is None else str(s) for s in shape)})"
     if images.dtype.kind not in "biuf":
-        raise TypeError(
-            f"images must be an array {expected} of numbers in [0, 1], got {kind}. Of a tf.data.Dataset of "
-            "batches: np.concatenate(list(dataset.as_numpy_iterator()))."
-        )
+        what = f"images must be an array {expected} of numbers in [0, 1], got {type(given).__name__}."
+        raise TypeError(f"{what} {_arrays_from(given, images)}")
     check_floats(images)
     check_shape(images.shape, shape, expected)
     if not np.isfinite(images).all():
@@ -115,6 +114,28 @@ def check_images(images, shape: tuple[int | None, ...]) -> np.ndarray:
             f"images must lie in [0, 1], got values from {images.min():g} to {images.max():g}. Scale them; {INSIDE}"
         )
     return images.astype(np.float32, copy=False)
+
+
+def _as_array(images) -> np.ndarray:
+    try:
+        return np.asarray(images)
+    except ValueError:
+        shapes = sorted({str(np.shape(one)) for one in images if hasattr(one, "shape")})
+        raise ValueError(
+            f"images must be of one size, got {', '.join(shapes[:3]) or 'lists of different lengths'}. Resize them, "
+            "tf.image.resize(image, (height, width)), or certify each by itself, image[None]."
+        ) from None
+
+
+def _arrays_from(given, images) -> str:
+    """How an array is made of what was given in its place."""
+    if images.dtype.kind in "US" or isinstance(given, os.PathLike):
+        return "Of files: np.stack([np.asarray(PIL.Image.open(path)) for path in paths]) / 255."
+    if isinstance(given, dict):
+        return f"Of a dictionary: images[{next(iter(given), 'image')!r}]."
+    if isinstance(getattr(given, "element_spec", None), (tuple, list)) or not hasattr(given, "as_numpy_iterator"):
+        return "Of batches (images, labels): np.concatenate([x for x, _ in batches])."
+    return "Of a tf.data.Dataset of batches: np.concatenate(list(dataset.as_numpy_iterator()))."
 
 
 def check_floats(images) -> None:
