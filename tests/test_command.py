@@ -14,7 +14,7 @@ import pytest
 from covkeras import models
 from covkeras.certification.noise import NOISES
 from covkeras.certification.rebuilding import PRECISIONS
-from covkeras.commands import cli
+from covkeras.commands import cli, denoise, noisy_labels, train
 from covkeras.commands.main import COMMANDS, main
 from covkeras.experiments import recipe
 
@@ -63,6 +63,12 @@ def test_the_command_itself(capsys):
     assert main(["magic"]) == 2 and "has no command 'magic'; it has train, denoise" in capsys.readouterr().err
     assert main(["train", "--show", "--lam", "2"]) == 0
     assert '"lam": 2.0' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("command", "arguments"), [(train, []), (denoise, ["mine.keras"]), (noisy_labels, [])])
+def test_out_is_the_folder_of_every_command(command, arguments):
+    for flag in ("--out", "--run-dir"):
+        assert command.parse([*arguments, flag, "here"]).run_dir == "here"
 
 
 def test_what_the_serving_extra_brings_is_named(monkeypatch, capsys):

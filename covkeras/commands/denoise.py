@@ -42,7 +42,7 @@ def parse(arguments=None) -> argparse.Namespace:
     )
     parser.add_argument("classifier", metavar="FILE", type=user_path, help="the classifier, a .keras file")
     parser.add_argument(
-        "--run-dir", type=user_path, metavar="DIR", help="the run's folder (default: runs/denoised-FILE)"
+        "--run-dir", "--out", type=user_path, metavar="DIR", help="the run's folder (default: runs/denoised-FILE)"
     )
     cli.add_classifier_flags(parser)
     cli.add_environment_flags(parser)

@@ -35,7 +35,7 @@ def parse(arguments=None) -> argparse.Namespace:
         description=__doc__, epilog=EXAMPLES, formatter_class=cli.Formatter, allow_abbrev=False
     )
     parser.add_argument(
-        "--run-dir", type=user_path, metavar="DIR", help="folder of the runs (default: runs/noisy-RECIPE)"
+        "--run-dir", "--out", type=user_path, metavar="DIR", help="folder of the runs (default: runs/noisy-RECIPE)"
     )
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS, help="default: all")
     parser.add_argument("--last", type=int, default=10, metavar="N", help="epochs to average over (default: 10)")

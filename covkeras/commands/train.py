@@ -46,7 +46,9 @@ def parse(arguments=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=cli.Formatter, allow_abbrev=False
     )
-    parser.add_argument("--run-dir", type=user_path, metavar="DIR", help="the run's folder (default: runs/RECIPE)")
+    parser.add_argument(
+        "--run-dir", "--out", type=user_path, metavar="DIR", help="the run's folder (default: runs/RECIPE)"
+    )
     parser.add_argument(
         "--dry-run",
         action="store_true",
