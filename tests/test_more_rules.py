@@ -424,7 +424,7 @@ def test_alpha_dropout_in_training_against_sampling(rng):
     assert (np.abs(values.T @ values / n - np.asarray(result.cov)) < 7 * errors).all()
 
 
-def test_a_random_crop_is_the_resized_image_outside_training(rng):
+def test_a_random_crop_takes_a_part_in_training_alone(rng):
     gaussian, layer = random_gaussian(rng, (6, 6, 3), 3), layers.RandomCrop(4, 4)
     whole = propagate(layer, gaussian)
     np.testing.assert_array_equal(whole.mean, layer(gaussian.mean, training=False))

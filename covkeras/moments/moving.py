@@ -46,7 +46,7 @@ def permute(layer, gaussian, context):
 
 @propagate.register(keras.layers.RandomCrop)
 def crop(layer, gaussian, context):
-    """In training a random part, else the whole, resized: mean through the layer, cov unchanged, as `unchanged`."""
+    """In training a random part, else the whole: mean through the layer, cov unchanged."""
     check_channels_last(layer)
     return Gaussian(layer(gaussian.mean, training=context.training), gaussian.cov)
 
