@@ -160,7 +160,7 @@ def check_shape(received, shape, expected: str | None = None) -> None:
     if len(received) != len(shape) + 1:
         raise ValueError(
             f"images must have shape {expected}, got rank {len(received)}: {tuple(received)}. A single image needs a "
-            "batch axis: images[None]; grey images need a channel axis: images[..., None]."
+            "batch axis: images[None], or dataset.batch(128); grey images need a channel axis: images[..., None]."
         )
     if any(s is not None and r is not None and r != s for r, s in zip(received[1:], shape, strict=True)):
         raise ValueError(
