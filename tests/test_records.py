@@ -63,8 +63,7 @@ def test_shards_in_any_order_and_kills_give_the_same_file(classifier, tmp_path):
 
 def test_sequential_runs_resume_and_merge(classifier, tmp_path):
     """The same decisions and samples; the lines come in the order of deciding."""
-    # Of a smaller batch: its graph, with a draw for each of a batch's slots, is traced five times.
-    arguments = [classifier, "--sigma", "0.25", "--batch", "256", "--n", "3000", "--max", "24", "--radius", "0.05"]
+    arguments = [classifier, "--sigma", "0.25", "--n", "3000", "--max", "24", "--radius", "0.05"]
     whole, first = tmp_path / "whole.tsv", tmp_path / "first.tsv"
     done = certify(*arguments, "--out", whole)
     assert done.returncode == 0 and "certified at 0.05: " in done.stdout, done.stderr

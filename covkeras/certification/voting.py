@@ -135,24 +135,19 @@ class Ballot:
     def _mixed(self, images, indices, phases, blocks, seed, replica, replicas):
         """One replica's slots of `count_blocks`; zeros in the others' place."""
         indices = tf.zeros_like(indices) if self.shared else indices
-        batches = tf.shape(images)[0] // (self.slots * replicas)
-        first = replica * batches * self.slots
-        shape, size = (BLOCK, *self.image_shape), self.slots * BLOCK
+        size, replica = tf.shape(images, tf.int64)[0], tf.cast(replica, tf.int64)
+        batches, copies = size // (self.slots * replicas), self.slots * BLOCK
 
         def add(i, counts):
-            mine = first + self.slots * (i + tf.range(2))
-            places = [tf.ensure_shape(v[mine[0] : mine[1]], [self.slots]) for v in (indices, phases, blocks)]
-            noise, wanted = self.noise.draw_each(seed, *places, shape=shape, compiled=True)
-            own = tf.reshape(images[mine[0] : mine[1]], (self.slots, 1, *self.image_shape))
-            copies = tf.reshape(self.noise.add(own, noise), (size, *self.image_shape))
-            votes = tf.reshape(self.votes_of(copies, tf.reshape(wanted, [size])), (self.slots, BLOCK))
-            return i + 1, counts.write(i, tf.reduce_sum(tf.one_hot(votes, self.num_classes, dtype=tf.int64), 1))
+            slots = self.slots * (replica * batches + i) + tf.range(self.slots, dtype=tf.int64)
+            places = (tf.gather(v, slots) for v in (indices, phases, blocks))
+            noise, wanted = self.noise.draw_each(seed, *places, shape=(BLOCK, *self.image_shape), compiled=True)
+            noisy = tf.reshape(self.noise.add(tf.gather(images, slots)[:, None], noise), (copies, *self.image_shape))
+            votes = tf.reshape(self.votes_of(noisy, tf.reshape(wanted, [copies])), (self.slots, BLOCK))
+            found = tf.reduce_sum(tf.one_hot(votes, self.num_classes, dtype=tf.int64), 1)
+            return i + 1, tf.tensor_scatter_nd_update(counts, slots[:, None], found)
 
-        counts = tf.TensorArray(tf.int64, batches, element_shape=(self.slots, self.num_classes))
-        # The next batch's noise is drawn while this one is classified.
-        _, counts = tf.while_loop(lambda i, _: i < batches, add, (0, counts), parallel_iterations=4)
-        after = tf.shape(images)[0] - first - batches * self.slots
-        return tf.pad(counts.concat(), [[first, after], [0, 0]])
+        return _repeat(add, 0, batches, tf.zeros([size, self.num_classes], tf.int64))
 
     @property
     def replicas(self) -> int:

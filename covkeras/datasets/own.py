@@ -9,7 +9,7 @@ import numpy as np
 
 from covkeras.datasets.memory import ImageData
 from covkeras.datasets.own_arrays import Arrays
-from covkeras.datasets.own_folders import FILES, OTHERS, Folder
+from covkeras.datasets.own_folders import Folder, is_image
 from covkeras.datasets.own_others import check_readable
 from covkeras.datasets.prepared import PREPARED
 
@@ -26,7 +26,7 @@ def is_own(name: str) -> bool:
     if Path(name).is_file():
         return True
     below = (file for depth in ("*/*", "*/*/*") for file in Path(name).glob(depth))
-    return any(file.suffix.lower() in (*FILES, *OTHERS) for file in below)
+    return any(map(is_image, below))
 
 
 def signature(name: str) -> str:

@@ -49,6 +49,11 @@ def _folders(folder: Path) -> list[str]:
     return sorted(inside.name for inside in folder.iterdir() if inside.is_dir() and not _left_behind(inside.name))
 
 
+def is_image(file: Path) -> bool:
+    """Whether a file is one of an image, by its ending; of those but PNG and JPEG each is refused."""
+    return file.suffix.lower() in (*FILES, *OTHERS)
+
+
 def _left_behind(name: str) -> bool:
     """Whether a file or folder is a program's own: .ipynb_checkpoints, .DS_Store, ._photo.jpg, __MACOSX."""
     return name.startswith(".") or name == "__MACOSX"

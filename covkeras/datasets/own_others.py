@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from covkeras.datasets.own_folders import FILES, OTHERS
+from covkeras.datasets.own_folders import FILES, OTHERS, is_image
 
 _ARRAYS = "save its arrays, np.savez('data.npz', x_train=..., y_train=..., x_test=..., y_test=...)"
 _SORTED = "put the image files into train/CLASS/ and test/CLASS/, and name the folder that holds these"
@@ -19,7 +19,7 @@ def check_readable(path: Path) -> None:
     """Refuses a file that is no .npz, and a folder without image files in folders. Raises ValueError."""
     if path.is_file() and path.suffix.lower() == ".npz":
         return
-    if path.is_dir() and any(file.suffix.lower() in (*FILES, *OTHERS) for file in path.glob("*/**/*")):
+    if path.is_dir() and any(map(is_image, path.glob("*/**/*"))):
         return
     what, remedy = _of_file(path) if path.is_file() else _of_folder(path)
     raise ValueError(f"data set must be an .npz file or a folder of image files, got {path}, {what}: {remedy}.")
@@ -38,7 +38,7 @@ def _of_folder(path: Path) -> tuple[str, str]:
         name, above = _prepared(info)
         return "which TFDS prepared", f"take --data {name} --data-dir {above}"
     files = sorted(file for file in path.rglob("*") if file.is_file())
-    if any(file.suffix.lower() in (*FILES, *OTHERS) for file in files):
+    if any(map(is_image, files)):
         return "whose images lie in no folder of their class", _SORTED
     if not files:
         return "which is empty", _SORTED
