@@ -8,7 +8,7 @@ from conftest import grid_images
 from keras import layers, ops
 
 from covkeras import SmoothedClassifier
-from covkeras.certification import GaussianNoise, LatticeNoise, noise
+from covkeras.certification import GaussianNoise, LatticeNoise, noise, philox
 from covkeras.certification.noise import ESTIMATION, SEQUENTIAL, lattice_thresholds
 
 SHAPE = (1_000, 10, 10, 1)
@@ -94,12 +94,11 @@ def test_a_pixel_whose_first_bits_do_not_tell_draws_the_rest():
     table = source._table.numpy()
     for block in range(20):
         drawn, certain = source.draw(9, 4, ESTIMATION, block, shape)
-        words = noise._uniform(53, *noise.streams(9, [4], [ESTIMATION], [block]), tf.uint32).numpy()
+        streams = philox.Streams(9, *(tf.constant([v]) for v in (4, ESTIMATION, block)))
+        words = streams.words(53)[0].numpy()
         first = words.view(np.uint16)[:105].astype(object)
         open_ = [i for i, bits in enumerate(first) if table[bits] == noise._OPEN]
-        rest = noise._uniform(
-            len(open_), *noise.streams(9, [4], [ESTIMATION], [block], noise._LATER), tf.uint64
-        ).numpy()
+        rest = streams.pairs(tf.constant([0, len(open_)]), tf.zeros(len(open_), tf.int64), noise._LATER).numpy()
         uniform = [int(bits) << 44 | 2**43 for bits in first]
         for i, word in zip(open_, rest, strict=True):
             uniform[i] = int(first[i]) << 44 | int(word) >> 20
@@ -123,6 +122,32 @@ def test_blocks_drawn_together_are_those_drawn_one_by_one(kind, shape, monkeypat
             np.testing.assert_array_equal(together[i], one)
             np.testing.assert_array_equal(counts[i], counted)
     assert np.asarray(counts).all() == (kind is GaussianNoise)
+
+
+@pytest.mark.parametrize("seed", [0, 12_345, 2**63 - 1])
+def test_compiled_bits_are_tensorflows_own(rng, seed, monkeypatch):
+    """Of streams at the ends of their range, to the bit; numbers that differ from stream to stream, some none."""
+    index = [0, 1, 2**32 - 1, 2**32, 2**61 - 1, *rng.integers(0, 2**61, 15)]
+    block = [0, 2**22 - 1, *rng.integers(0, 2**22, 18)]
+    places = [tf.constant(v, tf.int64) for v in (index, rng.integers(0, 4, 20), block)]
+    counts = np.array([0, 1, 2, 1_500, 0, *rng.integers(0, 400, 15)])
+    ends, slot = np.concatenate([[0], counts.cumsum()]), np.repeat(np.arange(20), counts)
+    own, compiled = (philox.Streams(seed, *places, compiled=c) for c in (False, True))
+    assert compiled.compiled and not own.compiled
+    for size in (1, 4, 1_001):
+        np.testing.assert_array_equal(compiled.words(size)[:, :size], own.words(size))
+    for after in (0, noise._LATER):
+        together = compiled.pairs(tf.constant(ends), tf.constant(slot, tf.int64), after)
+        np.testing.assert_array_equal(together, own.pairs(tf.constant(ends), tf.constant(slot, tf.int64), after))
+
+
+def test_many_blocks_drawn_together_are_those_drawn_one_by_one(rng, monkeypatch):
+    monkeypatch.setattr(noise, "_DOUBT", 2**46)
+    source, places = LatticeNoise(0.7), [rng.integers(0, high, 24) for high in (2**40, 4, 2**22)]
+    drawn = [source.draw_each(3, *map(tf.constant, places), shape=(16, 5, 5, 1), compiled=c) for c in (False, True)]
+    for one, other in zip(*drawn, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert not np.asarray(drawn[0][1]).all()
 
 
 def test_copies_are_on_the_grid_and_clipped(rng):

@@ -4,6 +4,7 @@ import pytest
 import scipy.stats
 from conftest import grid_images
 
+from covkeras.certification import sampling
 from covkeras.certification.sampling import sample_until
 from covkeras.certification.sequential import (
     Decision,
@@ -322,7 +323,8 @@ class WatchedUrns(Urns):
         return super().count_blocks(images, indices, phases, blocks, seed)
 
 
-def test_whole_batches_the_oldest_images_first_and_little_drawn_in_vain():
+def test_whole_batches_the_oldest_images_first_and_little_drawn_in_vain(monkeypatch):
+    monkeypatch.setattr(sampling, "_MOST", 4)
     count = 40
     urns, images = WatchedUrns([[0.99, 0.01]] * count, np.zeros(count, int)), np.zeros((count, 1, 1, 1), np.float32)
     how = {"seed": 0, "n0": 32, "max_n": 20_000, "rule": RadiusPrecision(1e-6, 0.5, 0.001, 20_000)}
@@ -338,6 +340,14 @@ def test_whole_batches_the_oldest_images_first_and_little_drawn_in_vain():
     assert max(in_work) < 32 and in_work[24] < 10
     assert all(image.trials == 20_000 for image in done)
     assert sum(image.given * BLOCK for image in done[:-4]) < 1.02 * (32 + 20_000) * (count - 4)
+
+
+@pytest.mark.parametrize("side, batches", [(1, 16), (32, 8), (64, 4), (256, 4)])
+def test_more_batches_go_in_a_call_where_images_are_small(side, batches):
+    urns, images = WatchedUrns([[0.99, 0.01]] * 130, np.zeros(130, int)), np.zeros((130, side, side, 1), np.float32)
+    how = {"seed": 0, "n0": 0, "max_n": 100, "rule": RadiusPrecision(1e-6, 0.5, 0.001, 100), "labels": urns.own}
+    next(sample_until(urns, images, np.arange(130), **how))
+    assert urns.sizes[0] == batches * urns.slots
 
 
 def test_batches_counted_together_are_those_counted_one_by_one(rng):

@@ -8,12 +8,11 @@ import numpy as np
 import scipy.special
 import tensorflow as tf
 
+from covkeras.certification import philox
 from covkeras.runtime.validation import check_choice, check_count, check_sigma
 
-_PHILOX = 1
 # Phases draw from disjoint parts of an image's stream.
-SELECTION, ESTIMATION, PREDICTION, SEQUENTIAL = 0, 1, 2, 3
-_PHASES = 4
+SELECTION, ESTIMATION, PREDICTION, SEQUENTIAL = range(philox.PHASES)
 _BITS = 60
 # Phi in float64 is good to 1e-15, so 2^60 Phi to 1,200: the true threshold lies within this of the computed one.
 _DOUBT = 2**12
@@ -24,21 +23,6 @@ _FIRST_BITS = 16
 _LATER = 2**39
 # In the table: the first bits don't tell.
 _OPEN = -(2**24)
-
-
-def streams(seed, index, phase, block, after: int = 0) -> list:
-    """Returns Philox' (key, counter), uint64, for each of some blocks of streams, `after` so many of its groups.
-
-    seed: a number. index, phase, block: (slots,).
-
-    The 64-bit key is the seed. The 128-bit counter's high half is 4 index + phase and its low half starts at block
-    2^40: streams are disjoint by construction, for up to 2^42 numbers a block and 2^61 images. Nothing of the image
-    enters, so the noise is independent of the data.
-    """
-    seed, index, phase, block = (tf.cast(v, tf.int64) for v in (seed, index, phase, block))
-    key = tf.bitcast(tf.reshape(seed, [1]), tf.uint64)
-    counters = tf.bitcast(tf.stack([block * 2**40 + after, index * _PHASES + phase], 1), tf.uint64)
-    return [(key, counter) for counter in tf.unstack(counters)]
 
 
 class Noise:
@@ -79,13 +63,8 @@ class GaussianNoise(Noise):
         Returns:
             The noise, float32 (slots, *shape); whether each copy counts, bool (slots, copies).
         """
-        how = {"shape": shape, "alg": _PHILOX, "dtype": tf.float32}
-        normal = tf.stack(
-            [
-                tf.raw_ops.StatelessRandomNormalV2(key=key, counter=counter, **how)
-                for key, counter in streams(seed, index, phase, block)
-            ]
-        )
+        places = philox.Streams(seed, index, phase, block).places()
+        normal = tf.stack([philox.normal(shape, place) for place in places])
         return self.sigma * normal, tf.ones(tf.shape(normal)[:2], tf.bool)
 
     def add(self, images, noise):
@@ -129,15 +108,14 @@ class LatticeNoise(Noise):
     def draw_each(self, seed, index, phase, block, shape, compiled: bool = False):
         """As `GaussianNoise.draw_each`; the noise in 255ths, whole numbers."""
         size, slots = tf.cast(tf.reduce_prod(shape), tf.int64), index.shape[0]
-        words = [_uniform((size + 1) // 2, place, tf.uint32) for place in streams(seed, index, phase, block)]
-        first = tf.reshape(tf.reshape(tf.bitcast(tf.stack(words), tf.uint16), [slots, -1])[:, :size], [-1])
+        streams = philox.Streams(seed, index, phase, block, compiled)
+        first = tf.reshape(tf.bitcast(streams.words((size + 1) // 2), tf.uint16), [slots, -1])
+        first = tf.reshape(first[:, :size], [-1])
         noise = (_looked_up_compiled if compiled else _looked_up)(self._table, first)
         open_ = tf.where(noise == _OPEN)
         # Each slot's own numbers, in its own order: what the others drew does not move them.
         ends = tf.searchsorted(open_[:, 0], size * tf.range(slots + 1, dtype=tf.int64))
-        counts = tf.unstack(ends[1:] - ends[:-1])
-        later = streams(seed, index, phase, block, _LATER)
-        rest = tf.concat([_uniform(count, place, tf.uint64) for count, place in zip(counts, later, strict=True)], 0)
+        rest = streams.pairs(ends, open_[:, 0] // size, _LATER)
         rest = tf.bitcast(tf.bitwise.right_shift(rest, tf.constant(64 - _BITS + _FIRST_BITS, tf.uint64)), tf.int64)
         high = tf.cast(tf.gather(first, open_[:, 0]), tf.int64) * 2 ** (_BITS - _FIRST_BITS)
         position = tf.searchsorted(self._edges, high + rest, side="right")
@@ -213,13 +191,6 @@ _looked_up_compiled = tf.function(
     autograph=False,
     jit_compile=True,
 )
-
-
-def _uniform(count, place, dtype):
-    """So many uniform words of a stream's place."""
-    key, counter = place
-    shape = tf.reshape(tf.cast(count, tf.int64), [1])
-    return tf.raw_ops.StatelessRandomUniformFullIntV2(shape=shape, key=key, counter=counter, alg=_PHILOX, dtype=dtype)
 
 
 NOISES = {kind.name: kind for kind in (LatticeNoise, GaussianNoise)}

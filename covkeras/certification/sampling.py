@@ -21,8 +21,9 @@ import numpy as np
 from covkeras.certification.noise import SELECTION, SEQUENTIAL
 from covkeras.certification.voting import BLOCK
 
-# Batches at once: the next one's noise is drawn while one is classified.
-_BATCHES = 4
+# Batches at once: the next one's noise is drawn while one is classified. More of small images, a million numbers or so:
+# what is done once a call costs as much as they do.
+_FEWEST, _MOST, _NUMBERS = 4, 16, 2**20
 # Of the blocks that an image has had, one in so many more is drawn at once: little is lost beyond its verdict.
 _SHARE = 32
 
@@ -64,7 +65,7 @@ def sample_until(ballot, images, indices, seed: int, n0: int, max_n: int, rule, 
         labels: (images,), the classes in question where n0 is 0; functions of the images alone.
     """
     slots, first = ballot.slots * ballot.replicas, -(-n0 // BLOCK)
-    most = _BATCHES * slots
+    most = batches_at_once(ballot, images) * slots
     waiting = (
         Sampled(position, np.zeros(ballot.num_classes, np.int64), -1 if labels is None else int(labels[position]))
         for position in range(len(images))
@@ -88,6 +89,11 @@ def sample_until(ballot, images, indices, seed: int, n0: int, max_n: int, rule, 
             yield image
         room = most - sum(_share(image, max_n) for image in active)
         active.extend(itertools.islice(waiting, max(0, room)))
+
+
+def batches_at_once(ballot, images) -> int:
+    """Returns how many of its batches a call takes."""
+    return min(_MOST, max(_FEWEST, _NUMBERS // (ballot.slots * BLOCK * max(1, images[:1].size))))
 
 
 def _try_another(image: Sampled, rule, max_n: int) -> None:
