@@ -49,7 +49,7 @@ def test_run_trains_certifies_and_reports(tmp_path):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--sigma", "-1"], "sigma must be a number in (0, inf), got -1.0"),
+        (["--sigma", "-1"], "sigma must be a number in (0, 10), got -1.0"),
         (["--recipe", "nothing"], "recipe must be one of digits"),
         (["--sigam", "1"], "unrecognized arguments: --sigam 1"),
         (["--method", "magic"], "method must be one of gaussian_augmentation, "),

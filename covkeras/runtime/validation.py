@@ -24,8 +24,12 @@ def check_between(name: str, value, low: float, high: float, closed: str = "neit
 
 
 def check_sigma(sigma) -> float:
-    why = "sigma is the noise's standard deviation in [0, 1] pixel units; the field uses 0.25, 0.5 and 1."
-    return check_between("sigma", sigma, 0, math.inf, why=why)
+    # Ten times an image's whole range leaves nothing of it: that is a level of 8-bit images.
+    why = (
+        "sigma is the noise's standard deviation in [0, 1] pixel units; the field uses 0.25, 0.5 and 1. "
+        "A level of 8-bit images is divided by 255."
+    )
+    return check_between("sigma", sigma, 0, 10, why=why)
 
 
 def check_r_max(r_max) -> float:

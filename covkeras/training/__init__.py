@@ -2,6 +2,7 @@
 
     trainer       CertifiedTrainer: the custom train_step, on one device or many, its metrics
     batches       what a step is given: images, labels and weights as Keras users bring them, checked
+    given_metrics the user's Keras metrics: those of probabilities are refused
     schedules     what changes with the epoch: lam
     checkpoints   survive a kill and a full disk, and resume to the bit
 

@@ -85,7 +85,10 @@ def checked_batch(data, image_shape, classes: int, labelled: bool = True) -> tup
     text = f"images must be finite and lie in [0, 1]: {INSIDE} Got values from"
     checks.append(tf.debugging.Assert(inside, [text, low, high]))
     if weights is not None:
-        weights = tf.reshape(tf.cast(_only("sample_weight", weights), tf.float32), [-1])
+        weights = tf.cast(_only("sample_weight", weights), tf.float32)
+        if weights.shape.rank is not None and tuple(weights.shape[1:]) not in ((), (1,)):
+            raise ValueError(f"sample_weight must be (batch,), one number an image, got shape {tuple(weights.shape)}.")
+        weights = tf.reshape(weights, [-1])
         right = tf.size(weights) == tf.shape(images)[0]
         checks.append(tf.debugging.Assert(right, ["sample_weight must be (batch,), got", tf.shape(weights)]))
         finite = tf.reduce_all(tf.math.is_finite(weights) & (weights >= 0))

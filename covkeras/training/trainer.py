@@ -12,6 +12,7 @@ from covkeras.objectives.terms import Terms
 from covkeras.runtime.classifiers import with_a_graph
 from covkeras.runtime.validation import check_count
 from covkeras.training.batches import Batch, checked_batch, refusals, shared
+from covkeras.training.given_metrics import check_metrics, updating
 from covkeras.training.schedules import LamSwitch
 
 
@@ -110,12 +111,14 @@ class CertifiedTrainer(keras.Model):
             jit_compile: whether XLA compiles the step's losses, gradients and update; batches are checked outside.
 
         Raises:
-            ValueError: a loss was given; Keras would apply it to the mean and the covariance separately. XLA on several
-                replicas.
+            ValueError: a loss was given; Keras would apply it to the mean and the covariance separately. A metric of
+                probabilities. XLA on several replicas.
         """
         for name in ("loss", "loss_weights"):
             if kwargs.get(name) is not None:
                 raise ValueError(f"{name} must not be given: the objective is the loss. Pass it to CertifiedTrainer.")
+        for name in ("metrics", "weighted_metrics"):
+            check_metrics(name, kwargs.get(name))
         jit = jit_compile is True
         if jit and self.distribute_strategy.num_replicas_in_sync > 1:
             raise ValueError("jit_compile must be False on several replicas, where TensorFlow can't compile the step.")
@@ -283,7 +286,8 @@ class CertifiedTrainer(keras.Model):
         compiled = getattr(self, "_compile_metrics", None)
         if compiled is not None and batch.targets is not None:
             weights = None if batch.weights is None else batch.own(batch.weights)
-            compiled.update_state(batch.targets, terms.logits, weights)
+            with updating(batch.targets, terms.logits):
+                compiled.update_state(batch.targets, terms.logits, weights)
             results = {**compiled.result(), **results}
         return results
 
