@@ -21,6 +21,30 @@ def test_labels_of_another_length_are_refused():
         average_certified_radius(certificates(), [0, 1])
 
 
+@pytest.mark.parametrize(
+    "labels, error, message",
+    [
+        (["a", "b", "c", "d"], TypeError, "class numbers.*class_names.index"),
+        ([b"0", b"1", b"2", b"3"], TypeError, "class numbers"),
+        (np.array([0, 1, None, 2], object), TypeError, "class numbers"),
+        ([0, 1, 1, 0.5], TypeError, "class numbers.*got float64"),
+        ([0, 1, np.nan, 0], TypeError, "class numbers"),
+        ([0, 1, -1, 2], ValueError, "labels must be at least 0 .-1 stands for an abstention., got -1"),
+    ],
+)
+def test_labels_that_are_no_class_numbers_are_refused(labels, error, message):
+    """Compared with classes they are wrong throughout, or right where the classifier abstained."""
+    for judge in (average_certified_radius, lambda c, y: certified_accuracy(c, y, [0.0, 0.5])):
+        with pytest.raises(error, match=message):
+            judge(certificates(), labels)
+
+
+def test_labels_that_are_whole_numbers_of_another_type_are_class_numbers():
+    labels = np.array([0, 1, 1, 0])
+    for given in (labels.tolist(), labels.astype(float), labels.astype(np.uint8), labels == 1):
+        assert average_certified_radius(certificates(), given) == average_certified_radius(certificates(), labels)
+
+
 def test_records_survive_the_file_bit_for_bit(tmp_path):
     radius = np.nextafter(0.1 + 0.2, 0)
     with CertificateFile(tmp_path / "c.tsv") as file:

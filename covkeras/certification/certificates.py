@@ -129,6 +129,13 @@ def _radii_where_correct(certificates, labels) -> tuple[np.ndarray, np.ndarray]:
         )
     if not len(labels):
         raise ValueError("certificates must hold at least one image, got none.")
+    if labels.dtype.kind not in "iubf" or (labels.dtype.kind == "f" and not (labels == np.rint(labels)).all()):
+        raise TypeError(
+            f"labels must be class numbers, by which the classifier's classes go, got {labels.dtype} such as "
+            f"{labels[0]!r}. Names: [class_names.index(name) for name in labels]."
+        )
+    if labels.min() < 0:
+        raise ValueError(f"labels must be at least 0 ({ABSTAIN} stands for an abstention), got {labels.min()}.")
     correct = certificates.label == labels
     return np.where(correct, certificates.radius, 0.0), correct
 
