@@ -29,11 +29,11 @@ LABELS = np.arange(16) % 2
 @pytest.mark.parametrize(
     "given, remedy",
     [
+        (["accuracy", "binary_crossentropy"], "BinaryCrossentropy(from_logits=True)"),
         (
-            "categorical_crossentropy",
+            metrics.CategoricalCrossentropy(),
             "CategoricalCrossentropy takes probabilities: CategoricalCrossentropy(from_logits=True)",
         ),
-        (["accuracy", "sparse_categorical_crossentropy"], "SparseCategoricalCrossentropy(from_logits=True)"),
         (metrics.AUC(), "AUC(from_logits=True)"),
         (metrics.Precision(), "Precision(top_k=1)"),
         ([["acc"], [metrics.Recall(thresholds=0.5)]], "Recall(top_k=1)"),
@@ -77,6 +77,46 @@ def test_metrics_of_logits_are_keras_own(images):
         metric.update_state(labels, logits)
         np.testing.assert_allclose(found[metric.name], metric.result(), rtol=1e-3, atol=1e-4)
     trained(given[-1:], images, labels)
+
+
+@pytest.mark.parametrize("nested", [lambda m: [m], lambda m: [["acc", m]], lambda m: {"logits": m}])
+def test_a_cross_entropy_by_its_name_is_of_the_logits(images, nested):
+    classifier = small_classifier()
+    classifier.layers[-1].name = "logits"
+    count = classifier.output_shape[-1]
+    trainer = CertifiedTrainer(classifier, objectives.GaussianAugmentation(sigma=1e-6))
+    for name, labels in (
+        ("sparse_categorical_crossentropy", LABELS),
+        ("categorical_crossentropy", keras.utils.to_categorical(LABELS, count)),
+    ):
+        for argument in ("metrics", "weighted_metrics"):
+            trainer.compile(**{argument: nested(name)})
+            found = trainer.evaluate(images, labels, batch_size=16, verbose=0, return_dict=True)
+            expected = keras.losses.SparseCategoricalCrossentropy(from_logits=True)(LABELS, classifier(images))
+            assert found[name] == pytest.approx(float(expected), rel=1e-4)
+            assert found[name] == pytest.approx(found["loss"], rel=1e-4)
+
+
+class OwnShare(metrics.Metric):
+    """The share of images whose largest logit is above a threshold."""
+
+    def __init__(self, threshold=0.5, name="own"):
+        super().__init__(name=name)
+        self.threshold, self.mean = threshold, metrics.Mean()
+
+    def update_state(self, labels, logits, sample_weight=None):
+        self.mean.update_state(keras.ops.max(logits, -1) > self.threshold)
+
+    def result(self):
+        return self.mean.result()
+
+    def get_config(self):
+        return {"name": self.name, "threshold": self.threshold}
+
+
+def test_a_metric_of_the_users_own_may_have_thresholds(images):
+    assert trained([OwnShare(-1e9)], images, LABELS)["own"] == [1.0]
+    assert trained([OwnShare(1e9)], images, LABELS)["own"] == [0.0]
 
 
 @pytest.mark.parametrize("given", ["mse", metrics.Mean(), metrics.AUC(from_logits=True)])

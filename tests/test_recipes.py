@@ -78,7 +78,7 @@ def test_what_scales_with_the_epochs_is_what_a_method_says():
 @pytest.mark.parametrize(
     "field, value, message",
     [
-        ("sigma", 0, r"sigma must be a number in \(0, inf\), got 0"),
+        ("sigma", 0, r"sigma must be a number in \(0, 10\), got 0"),
         ("r_max", 1.0, r"r_max must be a number in \[0, 1\), got 1.0"),
         ("epochs", 0, "epochs must be a whole number >= 1, got 0"),
         ("certify_alpha", 1, r"certify_alpha must be a number in \(0, 1\)"),

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import keras
 
 _OBJECTS = (keras.metrics.Metric, keras.losses.Loss)
+_CROSS_ENTROPIES = (keras.metrics.CategoricalCrossentropy, keras.metrics.SparseCategoricalCrossentropy)
 # Those whose configuration does not tell that they take probabilities.
 _OF_PROBABILITIES = (keras.metrics.KLDivergence, keras.metrics.Poisson)
 _FUNCTIONS = (keras.losses.kl_divergence, keras.losses.poisson)
@@ -15,8 +16,9 @@ _ACCURACIES = ("accuracy", "acc")
 _THRESHOLDS = ("thresholds", "threshold", "num_thresholds")
 
 
-def check_metrics(name: str, metrics) -> None:
-    """Refuses metrics of probabilities, which would be computed of the logits, wrong in silence.
+def metrics_of_logits(name: str, metrics):
+    """Returns the metrics, a cross-entropy that is given by its name with `from_logits=True`. Refuses those of
+    probabilities, which would be computed of the logits, wrong in silence.
 
     Args:
         name: the argument's. metrics: names, Keras metrics or losses, functions, nested as Keras has them, or None.
@@ -24,27 +26,32 @@ def check_metrics(name: str, metrics) -> None:
     Raises:
         ValueError: the metric and the remedy.
     """
-    for metric in keras.tree.flatten(metrics):
-        if metric in _ACCURACIES:
-            continue
-        found = keras.metrics.get(metric) if isinstance(metric, str) else metric
-        remedy = _remedy(found)
-        if remedy:
-            called = getattr(found, "__name__", type(found).__name__)
-            raise ValueError(
-                f"{name} must take logits, in which the classifier ends, but {called} takes probabilities: "
-                f"{remedy.format(called)}."
-            )
+    return None if metrics is None else keras.tree.map_structure(lambda metric: _of_logits(name, metric), metrics)
+
+
+def _of_logits(name: str, metric):
+    if metric is None or metric in _ACCURACIES:
+        return metric
+    found = keras.metrics.get(metric) if isinstance(metric, str) else metric
+    if isinstance(metric, str) and type(found) in _CROSS_ENTROPIES:
+        return type(found)(name=found.name, from_logits=True)
+    remedy = _remedy(found)
+    if remedy:
+        called = getattr(found, "__name__", type(found).__name__)
+        raise ValueError(
+            f"{name} must take logits, in which the classifier ends, but {called} takes probabilities: "
+            f"{remedy.format(called)}."
+        )
+    return metric
 
 
 def _remedy(metric) -> str | None:
     """What to write for a metric of probabilities; None for one of logits."""
     if isinstance(metric, _OBJECTS):
-        options = metric.get_config()
-    elif callable(metric):
-        options = {k: p.default for k, p in inspect.signature(metric).parameters.items()}
+        # What a user's own class makes of a threshold is theirs.
+        options = metric.get_config() if type(metric).__module__.startswith("keras.") else {}
     else:
-        return None
+        options = _defaults(metric)
     if "from_logits" in options:
         written = "{}(from_logits=True)" if isinstance(metric, _OBJECTS) else "give it from_logits=True"
         return None if options["from_logits"] else written
@@ -57,6 +64,13 @@ def _remedy(metric) -> str | None:
     if isinstance(metric, keras.metrics.FBetaScore):
         return None if options["threshold"] is None else "{}(threshold=None)"
     return "write a function (labels, logits), or take AUC(from_logits=True), F1Score(), Precision(top_k=1)"
+
+
+def _defaults(function) -> dict:
+    try:
+        return {name: each.default for name, each in inspect.signature(function).parameters.items()}
+    except (TypeError, ValueError):  # nothing callable, of which Keras will say so, or one without a signature
+        return {}
 
 
 @contextlib.contextmanager

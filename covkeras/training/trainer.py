@@ -12,7 +12,7 @@ from covkeras.objectives.terms import Terms
 from covkeras.runtime.classifiers import with_a_graph
 from covkeras.runtime.validation import check_count
 from covkeras.training.batches import Batch, checked_batch, refusals, shared
-from covkeras.training.given_metrics import check_metrics, updating
+from covkeras.training.given_metrics import metrics_of_logits, updating
 from covkeras.training.schedules import LamSwitch
 
 
@@ -105,7 +105,8 @@ class CertifiedTrainer(keras.Model):
         return self.classifier(images, training=training)
 
     def compile(self, optimizer="sgd", jit_compile=False, **kwargs) -> None:
-        """As `keras.Model.compile`, without `loss`: the objective is the loss. Metrics are of the logits.
+        """As `keras.Model.compile`, without `loss`: the objective is the loss. Metrics are of the logits; so are a
+        cross-entropy's that is given by its name.
 
         Args:
             jit_compile: whether XLA compiles the step's losses, gradients and update; batches are checked outside.
@@ -118,7 +119,7 @@ class CertifiedTrainer(keras.Model):
             if kwargs.get(name) is not None:
                 raise ValueError(f"{name} must not be given: the objective is the loss. Pass it to CertifiedTrainer.")
         for name in ("metrics", "weighted_metrics"):
-            check_metrics(name, kwargs.get(name))
+            kwargs[name] = metrics_of_logits(name, kwargs.get(name))
         jit = jit_compile is True
         if jit and self.distribute_strategy.num_replicas_in_sync > 1:
             raise ValueError("jit_compile must be False on several replicas, where TensorFlow can't compile the step.")
