@@ -140,6 +140,9 @@ def test_the_readmes_other_figures_are_of_the_committed_ones():
     newer = build.row_of("detached_seeds", "both")
     assert f"newer form, the default, by {newer['difference']:.3f} ({newer['se']:.3f}) for less" in prose
     assert newer["ours at 0"] > newer["consistency at 0"] and "with more images at radius 0" in prose
+    many = build.row_of("many_samples", "stepped_consistency; 100,000")
+    assert many["images"] == 1_000
+    assert f"(by {many['over Consistency']:.3f} ({many['se']:.3f}) where n = 100,000" in prose
     attack = build.row_of("smooth_adv", "smooth_adv")
     behind = f"ahead of SmoothAdv by {attack['ours over it']:.3f} ({attack['ours over it se']:.3f})"
     assert f"{behind}, whose step costs {attack['step cost']:.1f}." in prose
