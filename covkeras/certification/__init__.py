@@ -1,6 +1,6 @@
 """What may be claimed of a smoothed classifier, and how surely (Cohen, Rosenfeld, Kolter, ICML 2019).
 
-    smoothing      SmoothedClassifier; voting counts classes on the device, noise draws; rebuilding, in other precisions
+    smoothing      SmoothedClassifier; voting counts classes, noise draws philox' bits; rebuilding, in other precisions
     cohen          PREDICT and CERTIFY, whole, with the number of samples fixed
     deciding       one radius, or radii to a precision; sampling fills batches, stopping says when to stop
     confidence     binomial bounds and the radius; sequential, the betting tests that may stop at any time; both of
