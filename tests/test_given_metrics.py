@@ -9,7 +9,7 @@ import pytest
 from conftest import grid_images, small_classifier
 from keras import metrics
 
-from covkeras import CertifiedTrainer, SmoothedClassifier, objectives
+from covkeras import CertifiedTrainer, objectives
 
 
 def trained(given, images, labels, **how):
@@ -43,6 +43,7 @@ LABELS = np.arange(16) % 2
         (metrics.BinaryAccuracy(), "write a function (labels, logits)"),
         (metrics.KLDivergence(), "keras.ops.softmax(logits)"),
         ("poisson", "keras.ops.softmax(logits)"),
+        (metrics.MeanMetricWrapper(fn=keras.losses.sparse_categorical_crossentropy), "give it from_logits=True"),
         (keras.losses.kl_divergence, "kl_divergence takes probabilities"),
         (keras.losses.SparseCategoricalCrossentropy(), "SparseCategoricalCrossentropy(from_logits=True)"),
         (keras.losses.sparse_categorical_crossentropy, "give it from_logits=True"),
@@ -60,23 +61,38 @@ def test_metrics_of_logits_are_keras_own(images):
     classifier = small_classifier()
     count = classifier.output_shape[-1]
     given = [
-        "accuracy",
         metrics.CategoricalCrossentropy(from_logits=True),
         metrics.AUC(from_logits=True, multi_label=True, num_labels=count, name="auc"),
         metrics.F1Score(name="f1"),
         metrics.Recall(top_k=1, name="recall"),
-        functools.partial(keras.losses.categorical_crossentropy, from_logits=True),
     ]
     trainer = CertifiedTrainer(classifier, objectives.GaussianAugmentation(sigma=1e-6))
-    trainer.compile(optimizer=keras.optimizers.SGD(0.0), metrics=given[:-1])
+    trainer.compile(optimizer=keras.optimizers.SGD(0.0), metrics=["accuracy", *given])
     labels = keras.utils.to_categorical(LABELS, count)
     found = trainer.evaluate(images, labels, batch_size=16, verbose=0, return_dict=True)
     logits = classifier(images)
-    for metric in given[1:-1]:
+    for metric in given:
         metric.reset_state()
         metric.update_state(labels, logits)
         np.testing.assert_allclose(found[metric.name], metric.result(), rtol=1e-3, atol=1e-4)
-    trained(given[-1:], images, labels)
+
+
+OF_LOGITS = functools.partial(keras.losses.sparse_categorical_crossentropy, from_logits=True)
+
+
+@pytest.mark.parametrize(
+    "given, name",
+    [
+        ("Acc", "Acc"),
+        (OF_LOGITS, None),
+        (metrics.MeanMetricWrapper(fn=OF_LOGITS, name="own"), "own"),
+        (metrics.MeanMetricWrapper(fn=lambda labels, logits: logits[:, 0], name="own"), "own"),
+        (metrics.MeanMetricWrapper(keras.losses.sparse_categorical_crossentropy, name="own", from_logits=True), "own"),
+    ],
+)
+def test_functions_of_logits_are_taken(given, name, images):
+    history = trained([given], images, LABELS)
+    assert name is None or name in history
 
 
 @pytest.mark.parametrize("nested", [lambda m: [m], lambda m: [["acc", m]], lambda m: {"logits": m}])
@@ -123,25 +139,3 @@ def test_a_metric_of_the_users_own_may_have_thresholds(images):
 def test_labels_that_a_metric_cant_take_are_said(given, images):
     with pytest.raises(ValueError, match=r"labels as they are given, of shape \(8,\), and logits .*to_categorical"):
         trained([given], images, LABELS)
-
-
-@pytest.mark.parametrize("shape", [(16, 2), (16, 1, 1), (16, 8, 8, 1)])
-def test_weights_that_are_not_one_an_image_are_refused(shape, images):
-    with pytest.raises(ValueError, match=r"sample_weight must be \(batch,\), one number an image, got shape"):
-        trained(["accuracy"], images, LABELS, sample_weight=np.ones(shape))
-
-
-def test_weights_in_a_column_are_those_in_a_row(images):
-    weights = np.linspace(0, 1, 16)
-    histories = []
-    for given in (weights, weights[:, None]):
-        keras.utils.set_random_seed(0)
-        histories.append(trained(["accuracy"], images, LABELS, sample_weight=given, shuffle=False)["loss"])
-    assert histories[0] == histories[1]
-
-
-@pytest.mark.parametrize("sigma", [64, 127.5, 10])
-def test_a_level_of_8_bit_images_is_refused(sigma):
-    for made in (objectives.GaussianAugmentation, functools.partial(SmoothedClassifier, small_classifier())):
-        with pytest.raises(ValueError, match=r"sigma must be a number in \(0, 10\).*is divided by 255"):
-            made(sigma=sigma)

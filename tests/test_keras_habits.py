@@ -160,6 +160,18 @@ def test_negative_sample_weights_are_refused(data):
         fit(trainer_of(net()), *data, sample_weight=-np.ones(26))
 
 
+@pytest.mark.parametrize("shape", [(26, 2), (26, 1, 1), (26, 8, 8, 1)])
+def test_weights_that_are_not_one_an_image_are_refused(data, shape):
+    with pytest.raises(ValueError, match=r"sample_weight must be \(batch,\), one number an image, got shape"):
+        fit(trainer_of(net()), *data, sample_weight=np.ones(shape))
+
+
+def test_weights_in_a_column_are_those_in_a_row(data):
+    weights = np.linspace(0, 1, 26)
+    row, column = (fit(trainer_of(net()), *data, sample_weight=given) for given in (weights, weights[:, None]))
+    assert row["loss"] == column["loss"]
+
+
 @pytest.mark.parametrize(
     "method",
     ["GaussianAugmentation", "Consistency", "Macer", "CovarianceRadius", "AdjointRadius", "SteppedConsistency"],

@@ -125,7 +125,7 @@ def test_blocks_drawn_together_are_those_drawn_one_by_one(kind, shape, monkeypat
 
 
 @pytest.mark.parametrize("seed", [0, 12_345, 2**63 - 1])
-def test_compiled_bits_are_tensorflows_own(rng, seed, monkeypatch):
+def test_compiled_bits_are_tensorflows_own(rng, seed):
     """Of streams at the ends of their range, to the bit; numbers that differ from stream to stream, some none."""
     index = [0, 1, 2**32 - 1, 2**32, 2**61 - 1, *rng.integers(0, 2**61, 15)]
     block = [0, 2**22 - 1, *rng.integers(0, 2**22, 18)]

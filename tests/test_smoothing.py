@@ -1,3 +1,5 @@
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -6,7 +8,7 @@ import tensorflow as tf
 from conftest import grid_images, small_classifier
 from keras import layers
 
-from covkeras import SmoothedClassifier, average_certified_radius, models
+from covkeras import SmoothedClassifier, average_certified_radius, models, objectives
 from covkeras.certification import GaussianNoise, cohen, records
 from covkeras.certification.noise import ESTIMATION, SELECTION
 from covkeras.certification.smoothing import default_batch_size
@@ -164,6 +166,13 @@ def test_bad_classifiers_are_refused():
         SmoothedClassifier(small_classifier(), 0.0)
     with pytest.raises(ValueError, match="batch_size must be a whole number"):
         SmoothedClassifier(small_classifier(), 0.5, batch_size=0)
+
+
+@pytest.mark.parametrize("sigma", [64, 127.5, 10])
+def test_a_level_of_8_bit_images_is_refused(sigma):
+    for made in (objectives.GaussianAugmentation, functools.partial(SmoothedClassifier, small_classifier())):
+        with pytest.raises(ValueError, match=r"sigma must be a number in \(0, 10\).*is divided by 255"):
+            made(sigma=sigma)
 
 
 def test_max_pooling_is_no_obstacle_to_certification(rng):

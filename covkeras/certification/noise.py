@@ -63,8 +63,7 @@ class GaussianNoise(Noise):
         Returns:
             The noise, float32 (slots, *shape); whether each copy counts, bool (slots, copies).
         """
-        places = philox.Streams(seed, index, phase, block).places()
-        normal = tf.stack([philox.normal(shape, place) for place in places])
+        normal = philox.Streams(seed, index, phase, block).normal(shape)
         return self.sigma * normal, tf.ones(tf.shape(normal)[:2], tf.bool)
 
     def add(self, images, noise):

@@ -33,16 +33,16 @@ class Streams:
         self.seed, self.compiled = seed, compiled and index.shape[0] > _MANY
         self.low, self.high = block * 2**40, index * PHASES + phase
 
-    def places(self, after: int = 0) -> list:
-        """Returns each stream's (key, counter), uint64, `after` so many groups."""
-        key = tf.bitcast(tf.reshape(self.seed, [1]), tf.uint64)
-        counters = tf.bitcast(tf.stack([self.low + after, self.high], 1), tf.uint64)
-        return [(key, counter) for counter in tf.unstack(counters)]
+    def normal(self, shape):
+        """Returns standard normal numbers, float32 (slots, *shape)."""
+        how = {"shape": shape, "alg": _ALGORITHM, "dtype": tf.float32}
+        drawn = [tf.raw_ops.StatelessRandomNormalV2(key=key, counter=place, **how) for key, place in self._places()]
+        return tf.stack(drawn)
 
     def words(self, count):
         """Returns the first words of each, uint32 (slots, at least `count`)."""
         if not self.compiled:
-            return tf.stack([_uniform(count, place, tf.uint32) for place in self.places()])
+            return tf.stack([_uniform(count, place, tf.uint32) for place in self._places()])
         low = self.low[:, None] + tf.range((tf.cast(count, tf.int64) + 3) // 4)
         high = tf.broadcast_to(self.high[:, None], tf.shape(low))
         words = _groups_compiled(self.seed, tf.reshape(low, [-1]), tf.reshape(high, [-1]))
@@ -56,7 +56,7 @@ class Streams:
         """
         if not self.compiled:
             counts = tf.unstack(ends[1:] - ends[:-1])
-            drawn = [_uniform(n, place, tf.uint64) for n, place in zip(counts, self.places(after), strict=True)]
+            drawn = [_uniform(n, place, tf.uint64) for n, place in zip(counts, self._places(after), strict=True)]
             return tf.concat(drawn, 0)
         size = tf.shape(slot, tf.int64)[0]
         rank = tf.range(size) - tf.cast(tf.gather(ends, slot), tf.int64)
@@ -66,12 +66,11 @@ class Streams:
         pairs = tf.bitcast(tf.reshape(words, [-1, 2, 2]), tf.uint64)
         return tf.gather(tf.reshape(pairs, [-1]), 2 * tf.range(size) + rank % 2)
 
-
-def normal(shape, place):
-    """Returns standard normal numbers of a stream's place, float32 of the shape."""
-    key, counter = place
-    how = {"alg": _ALGORITHM, "dtype": tf.float32}
-    return tf.raw_ops.StatelessRandomNormalV2(shape=shape, key=key, counter=counter, **how)
+    def _places(self, after: int = 0) -> list:
+        """Returns each stream's (key, counter), uint64, `after` so many groups."""
+        key = tf.bitcast(tf.reshape(self.seed, [1]), tf.uint64)
+        counters = tf.bitcast(tf.stack([self.low + after, self.high], 1), tf.uint64)
+        return [(key, counter) for counter in tf.unstack(counters)]
 
 
 def _uniform(count, place, dtype):

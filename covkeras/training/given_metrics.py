@@ -1,6 +1,7 @@
 """The user's Keras metrics: what they are given are labels as they came, and logits."""
 
 import contextlib
+import functools
 import inspect
 from collections.abc import Iterator
 
@@ -11,7 +12,7 @@ _CROSS_ENTROPIES = (keras.metrics.CategoricalCrossentropy, keras.metrics.SparseC
 # Those whose configuration does not tell that they take probabilities.
 _OF_PROBABILITIES = (keras.metrics.KLDivergence, keras.metrics.Poisson)
 _FUNCTIONS = (keras.losses.kl_divergence, keras.losses.poisson)
-# Keras chooses among its own by the labels.
+# In any case of letters; Keras chooses among its own by the labels.
 _ACCURACIES = ("accuracy", "acc")
 _THRESHOLDS = ("thresholds", "threshold", "num_thresholds")
 
@@ -30,7 +31,7 @@ def metrics_of_logits(name: str, metrics):
 
 
 def _of_logits(name: str, metric):
-    if metric is None or metric in _ACCURACIES:
+    if metric is None or str(metric).lower() in _ACCURACIES:
         return metric
     found = keras.metrics.get(metric) if isinstance(metric, str) else metric
     if isinstance(metric, str) and type(found) in _CROSS_ENTROPIES:
@@ -47,6 +48,9 @@ def _of_logits(name: str, metric):
 
 def _remedy(metric) -> str | None:
     """What to write for a metric of probabilities; None for one of logits."""
+    if type(metric) is keras.metrics.MeanMetricWrapper:
+        # Its configuration would serialise the function, which not every one can be.
+        return _remedy(functools.partial(metric._fn, **metric._fn_kwargs) if metric._fn_kwargs else metric._fn)
     if isinstance(metric, _OBJECTS):
         # What a user's own class makes of a threshold is theirs.
         options = metric.get_config() if type(metric).__module__.startswith("keras.") else {}
