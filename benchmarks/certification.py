@@ -18,9 +18,10 @@ and 64 images. What is left there is what an operation costs, whatever its size,
 forward pass beside it. Batches of 2,048 would give 3 % more votes a second.
 
 "Blocks of 16" are a sequential test's batches, each slot another image's: 0.84 (8 x 8, where fixed n had as much in the
-same runs), 0.91 (LeNet), 0.86 (bfloat16). With TensorFlow's own bits, two operations a slot, and four batches a call
-on 8 x 8 pixels it was 0.80 there (sixteen a call alone gave half of that gain); with a draw for each slot, traced as
-often, and one batch a call 0.55 and 0.81, and the first batch of 64 slots took 2.7 seconds to trace, now 0.35.
+same runs), 0.91 (LeNet), 0.86 (bfloat16, before the bits were compiled; since then 0.83, 0.77 to 0.89, on a busy day).
+With TensorFlow's own bits, two operations a slot, and four batches a call on 8 x 8 pixels it was 0.80 there (sixteen a
+call alone gave half of that gain); with a draw for each slot, traced as often, and one batch a call 0.55 and 0.81, and
+the first batch of 64 slots took 2.7 seconds to trace, then 0.35 (0.6 on that busy day, compiled bits or not).
 """
 
 import argparse
