@@ -1,11 +1,10 @@
 """Counting votes: the classes of noisy copies of images, a batch of fixed shape at a time, on any number of devices."""
 
-import math
-
 import numpy as np
 import tensorflow as tf
 
 from covkeras.runtime.classifiers import probe_images
+from covkeras.runtime.devices import is_watched
 
 # Copies in a slot of a mixed batch: the least that a sequential test draws. At r = sigma a perfect image needs 40.
 BLOCK = 16
@@ -47,8 +46,9 @@ class Ballot:
             long = tf.TensorSpec((), tf.int64)
             specs = [tf.TensorSpec((None, *self.image_shape), tf.float32), tf.TensorSpec((None,), tf.int64)]
             # Traced by hand: TensorFlow would warn of many classifiers' loops as of one that is traced over and over.
+            compiled = not is_watched()
             self._compiled["count"] = tf.function(
-                lambda *a: self._summed(lambda *r: self.loop(*a, *r, compiled=True)), autograph=False
+                lambda *a: self._summed(lambda *r: self.loop(*a, *r, compiled=compiled)), autograph=False
             ).get_concrete_function(*specs, *[long] * 3)
         numbers = (tf.constant(int(v), tf.int64) for v in (phase, n, seed))
         return self._compiled["count"](tf.constant(images), tf.constant(indices, tf.int64), *numbers).numpy()
@@ -105,7 +105,8 @@ class Ballot:
         # A convolution whose channels are unknown to the graph is five times slower in bfloat16.
         logits = self.classifier(tf.ensure_shape(copies, (None, *self.image_shape)), training=False)
         # An infinite logit masks its class, or wins; NaN, and nothing above -inf, have no largest entry.
-        above = tf.reduce_any(logits > -math.inf, -1)
+        # The least finite number, not -inf: tf.debugging stops at a constant that is infinite.
+        above = tf.reduce_any(logits >= logits.dtype.min, -1)
         valid = wanted & above & ~tf.reduce_any(tf.math.is_nan(logits), -1)
         return tf.where(valid, tf.cast(tf.argmax(logits, -1), tf.int32), self.num_classes)
 
@@ -136,12 +137,12 @@ class Ballot:
         """One replica's slots of `count_blocks`; zeros in the others' place."""
         indices = tf.zeros_like(indices) if self.shared else indices
         size, replica = tf.shape(images, tf.int64)[0], tf.cast(replica, tf.int64)
-        batches, copies = size // (self.slots * replicas), self.slots * BLOCK
+        batches, copies, compiled = size // (self.slots * replicas), self.slots * BLOCK, not is_watched()
 
         def add(i, counts):
             slots = self.slots * (replica * batches + i) + tf.range(self.slots, dtype=tf.int64)
             places = (tf.gather(v, slots) for v in (indices, phases, blocks))
-            noise, wanted = self.noise.draw_each(seed, *places, shape=(BLOCK, *self.image_shape), compiled=True)
+            noise, wanted = self.noise.draw_each(seed, *places, shape=(BLOCK, *self.image_shape), compiled=compiled)
             noisy = tf.reshape(self.noise.add(tf.gather(images, slots)[:, None], noise), (copies, *self.image_shape))
             votes = tf.reshape(self.votes_of(noisy, tf.reshape(wanted, [copies])), (self.slots, BLOCK))
             found = tf.reduce_sum(tf.one_hot(votes, self.num_classes, dtype=tf.int64), 1)

@@ -22,6 +22,7 @@ from covkeras.exporting.sigmas import SeveralSigmas
 from covkeras.exporting.signatures import signatures_of, signatures_of_sigmas
 from covkeras.runtime.adapting import foreign_layers
 from covkeras.runtime.classifiers import check_weights, probe_images
+from covkeras.runtime.devices import is_watched
 from covkeras.runtime.validation import check_alpha, check_count, check_enough, check_enough_to_predict
 
 METADATA = "metadata.json"
@@ -82,7 +83,7 @@ def export(
         The folder. It appears whole or not at all: a server that polls its parent never loads a half of it.
 
     Raises:
-        ValueError: a folder's name that is no version; class_names; key; sigmas that don't go together.
+        ValueError: a folder's name that is no version; class_names; key; sigmas that don't go together; tf.debugging.
         FileExistsError: the folder exists.
     """
     folder, all_sigmas = Path(folder), _checked_sigmas(smoothed)
@@ -94,6 +95,11 @@ def export(
         raise FileExistsError(f"{folder} exists: a version is never changed. Export the next number.")
     if key is not None and not (len(key) == 2 and all(0 <= int(k) < 2**63 for k in key)):
         raise ValueError(f"key must be two whole numbers in [0, 2^63), got {key!r}.")
+    if is_watched():
+        raise ValueError(
+            "export must not run where tf.debugging watches, whose operations would go to the server. Call "
+            "tf.debugging.disable_check_numerics() first, or export in a process of its own."
+        )
     key = key or (secrets.randbits(63), secrets.randbits(63))
     graphs = [ServedGraphs(one, defaults.max_samples, key) for one in all_sigmas]
     for one in all_sigmas:

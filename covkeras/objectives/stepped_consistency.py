@@ -74,8 +74,10 @@ class SteppedConsistency(Objective):
             # The same backward pass gave the gradient by the weights: a linear function of them has it, and the
             # trainer's own does not go through the copy again.
             found = [(w, g) for w, g in zip(weights, by_weights, strict=True) if g is not None]
-            linear = sum(ops.sum(ops.stop_gradient(ops.convert_to_tensor(g)) * w) for w, g in found)
-            linear = ops.cast(linear, each.dtype) / ops.cast(ops.shape(noisy)[0], each.dtype)
+            # Weights may be of several dtypes: a head is float32 whatever Keras' floatx is.
+            terms = (ops.stop_gradient(ops.convert_to_tensor(g)) * w for w, g in found)
+            linear = sum(ops.sum(ops.cast(term, each.dtype)) for term in terms)
+            linear = linear / ops.cast(ops.shape(noisy)[0], each.dtype)
             each = ops.stop_gradient(each) + (linear - ops.stop_gradient(linear))
         return logits, each, gradient
 

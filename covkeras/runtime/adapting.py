@@ -119,12 +119,13 @@ def adapt(
     images = keras.Input((*image_size, own[-1]) if image_size else own, name="images")
     x = images
     if image_size and tuple(image_size) != own[:2]:
-        x = keras.layers.Resizing(*own[:2], name="resize")(x)
+        x = keras.layers.Resizing(*own[:2], data_format="channels_last", name="resize")(x)
     if (low, high) != (0.0, 1.0):
         x = keras.layers.Rescaling(high - low, offset=low, name="stretch")(x)
     if mean is not None or std is not None:
         scale, offset = _standardised(mean, std, own[-1])
-        x = keras.layers.Rescaling(scale, offset=offset, name="standardise")(x)
+        # Of three axes: with one, Keras takes it for the first where its image_data_format is channels_first.
+        x = keras.layers.Rescaling([[scale]], offset=[[offset]], name="standardise")(x)
     if channels_first:
         x = keras.layers.Permute((3, 1, 2), name="channels_first")(x)
     y = layer(x)

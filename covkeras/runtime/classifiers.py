@@ -10,9 +10,16 @@ from covkeras.runtime.validation import INSIDE, check_count
 
 
 def image_input(input_shape):
-    """Returns the input of a new model of images. Raises ValueError: no (height, width, channels)."""
+    """Returns the input of a new model of images. Raises ValueError: no (height, width, channels), or Keras' layers
+    are set to take the channels first."""
     import keras
 
+    if keras.config.image_data_format() != "channels_last":
+        raise ValueError(
+            "image_data_format must be channels_last where images are (height, width, channels), got "
+            f"{keras.config.image_data_format()!r}. Call keras.config.set_image_data_format('channels_last') first; a "
+            "model of your own that takes the channels first: covkeras.adapt(model, channels_first=True)."
+        )
     if len(input_shape) != 3:
         raise ValueError(f"input_shape must be (height, width, channels), got {tuple(input_shape)}.")
     for name, value in zip(("height", "width", "channels"), input_shape, strict=True):
@@ -41,8 +48,9 @@ def check_classifier(classifier) -> None:
 
     Raises:
         ValueError: not built; several inputs or outputs, or a dictionary of one; an integer input; probabilities
-            instead of logits; weights that are NaN.
+            instead of logits; weights that are NaN; TensorFlow can't tell what the weights are.
     """
+    _check_eager()
     inputs, outputs = getattr(classifier, "inputs", None), getattr(classifier, "outputs", None)
     if not inputs or not outputs:
         raise ValueError(
@@ -76,6 +84,21 @@ def check_classifier(classifier) -> None:
         )
     check_weights(classifier)
     _check_answers(classifier)
+
+
+def _check_eager() -> None:
+    """Refuses to work where TensorFlow only writes a graph down: there weights and answers have no values."""
+    import keras
+
+    if keras.backend.backend() != "tensorflow":
+        return
+    import tensorflow as tf
+
+    if not tf.executing_eagerly():
+        raise ValueError(
+            "TensorFlow must execute eagerly where a classifier is handed over, but it builds a graph here. Do it "
+            "outside of tf.function and tf.Graph, and without tf.compat.v1.disable_eager_execution()."
+        )
 
 
 def _check_float_inputs(model) -> None:

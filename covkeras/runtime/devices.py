@@ -19,6 +19,14 @@ def best_precision(on: str = "auto") -> tuple[str, str]:
     return "float32", "this processor has no bfloat16 units"
 
 
+def is_watched() -> bool:
+    """Whether TensorFlow is being debugged: `tf.debugging.enable_check_numerics` and dumps put operations into every
+    graph that XLA can't compile, and that no export should hold."""
+    with tf.Graph().as_default() as graph:
+        tf.exp(tf.constant(1.0))
+    return any("Debug" in operation.type or "CheckNumerics" in operation.type for operation in graph.get_operations())
+
+
 def processor_flags() -> set[str]:
     """Returns what the processor can do, as Linux tells it; nothing on other systems."""
     try:

@@ -10,6 +10,7 @@ from covkeras.objectives.base import attached
 from covkeras.objectives.copies import batch_normalizations
 from covkeras.objectives.terms import Terms
 from covkeras.runtime.classifiers import with_a_graph
+from covkeras.runtime.devices import is_watched
 from covkeras.runtime.validation import check_count
 from covkeras.training.batches import Batch, checked_batch, refusals, shared
 from covkeras.training.given_metrics import metrics_of_logits, updating
@@ -21,7 +22,7 @@ def _compiled(kernel):
     batch, are slower on the CPU than TensorFlow's own."""
     loop = tf.function(kernel, jit_compile=True)
     # In a tf.cond's gradient a compiled function finds no tensor of the branch; their copies it does.
-    return lambda *tensors: loop(*(tf.identity(tensor) for tensor in tensors))
+    return lambda *tensors: (kernel if is_watched() else loop)(*(tf.identity(tensor) for tensor in tensors))
 
 
 COMPILED = Kernels(*(_compiled(kernel) for kernel in QUICK))
@@ -123,6 +124,11 @@ class CertifiedTrainer(keras.Model):
         jit = jit_compile is True
         if jit and self.distribute_strategy.num_replicas_in_sync > 1:
             raise ValueError("jit_compile must be False on several replicas, where TensorFlow can't compile the step.")
+        if jit and is_watched():
+            raise ValueError(
+                "jit_compile must be False where tf.debugging watches, whose operations XLA can't compile. Leave it "
+                "out, or call tf.debugging.disable_check_numerics() first."
+            )
         super().compile(optimizer=optimizer, jit_compile=False, **kwargs)
         self._compiled_descent = None
         if jit:
