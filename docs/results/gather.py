@@ -10,6 +10,7 @@ images/cifar10_curve.png is drawn: without a COMPARISON from what is there. Then
 import argparse
 import itertools
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -41,7 +42,9 @@ def step_cost(row: dict) -> float:
     rows = json.loads((HERE / "data" / "cifar10_steps.json").read_text())["rows"]
     form = "both copies' gradients" if "detached=false" in row["form"] else "detached"
     costs = {(r["method"], r["form"]): r["step cost"] for r in rows}
-    return costs[row["method"], form if row["method"] == "stepped_consistency" else ""]
+    copies = re.search(r"num_copies=(\d+)", row["form"])
+    form = form if row["method"] == "stepped_consistency" else f"{copies[1]} copies" if copies else ""
+    return costs[row["method"], form]
 
 
 def row_of(folder: Path, figures: dict) -> dict:
