@@ -6,7 +6,7 @@ import re
 from setuptools import find_packages, setup
 
 HERE = pathlib.Path(__file__).parent
-VERSION = re.search(r'__version__ = "(.+)"', (HERE / "covkeras/__init__.py").read_text()).group(1)
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "covkeras/__init__.py").read_text(encoding="utf-8")).group(1)
 
 # The deployment kit's client and local server; the export itself needs none of them.
 SERVING = ["tensorflow-serving-api>=2.20,<2.22", "grpcio>=1.60", "aiohttp>=3.10,<4", "Pillow>=10"]
@@ -15,7 +15,7 @@ setup(
     name="covkeras",
     version=VERSION,
     description="Keras image classifiers with certified robustness, trained by propagating covariances.",
-    long_description=(HERE / "README.md").read_text(),
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["covkeras", "covkeras.*"]),

@@ -69,3 +69,15 @@ def test_every_public_name_is_there():
         _ = covkeras.magic
     with pytest.raises(ModuleNotFoundError):
         importlib.import_module("covkeras.magic")
+
+
+def test_text_files_are_read_and_written_as_utf8():
+    """Python's default is the locale's encoding, which a report's or a recipe's reader does not share."""
+    for path in [*ROOT.rglob("*.py"), ROOT.parent / "setup.py"]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            called = getattr(node, "func", None)
+            name = getattr(called, "attr", getattr(called, "id", None))
+            if name not in ("open", "read_text", "write_text") or any(k.arg == "encoding" for k in node.keywords):
+                continue
+            given = ast.unparse(node)
+            assert name == "open" and any(w in given for w in ("b'", "b+'", "Image", "opener")), f"{path}: {given}"

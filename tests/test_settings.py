@@ -1,5 +1,10 @@
 """What a program has set for its whole process, in Keras or TensorFlow: it works, or is refused with the remedy."""
 
+import codecs
+import os
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -153,3 +158,49 @@ def test_a_classifier_of_the_other_order_is_adapted(channels_first):
     second = ck.adapt(mine, mean=mean, std=std, channels_first=True, image_size=(8, 12))
     np.testing.assert_allclose(first, second(np.repeat(np.repeat(images, 2, 1), 2, 2)), atol=1e-5)
     ck.SmoothedClassifier(adapted, SIGMA)
+
+
+LOG = "idx\tlabel\tpredict\tradius\tcorrect\ttime\n0\t3\t3\t0.75\t1\t0:00:01\n1\t2\t-1\t0.0\t0\t0:00:01\n"
+
+
+def test_a_terminal_of_few_characters_and_a_locale_of_none(tmp_path):
+    """Reports are UTF-8 whatever the locale's own encoding is, and a name never stops a job."""
+    log = tmp_path / "café.tsv"
+    log.write_text(LOG, encoding="utf-8")
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    environment |= {"PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-m", "covkeras", "report", str(log), "--out", str(tmp_path / "report")]
+    done = subprocess.run(command, env=environment, capture_output=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.isascii() and b"0.375" in done.stdout
+    for name in ("index.html", "table.md"):
+        assert "café" in (tmp_path / "report" / name).read_text(encoding="utf-8")
+        assert "0.375" in (tmp_path / "report" / name).read_text(encoding="utf-8")
+
+
+def test_a_report_is_utf8_in_any_locale(tmp_path):
+    program = "from covkeras.reports.report import Report; from pathlib import Path; "
+    program += "Report('caf\\xe9 \\xb1 1', 'a', []).write(Path('report'))"
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    for name in ("index.html", "table.md"):
+        assert "café ± 1" in (tmp_path / "report" / name).read_text(encoding="utf-8")
+
+
+def test_kerass_limits_on_training_are_refused_in_a_run(tmp_path, monkeypatch, capsys):
+    from covkeras.commands import train
+
+    monkeypatch.setattr(keras.config, "max_steps_per_epoch", lambda: 2)
+    assert train.main(["--smoke", "--out", str(tmp_path / "run")]) == 2
+    assert "KERAS_MAX_STEPS_PER_EPOCH must not be set, got 2" in capsys.readouterr().err
+
+
+def test_a_recipe_that_an_editor_marked_as_utf8(tmp_path):
+    from covkeras.experiments import recipes
+
+    recipe = recipes.find("digits")
+    file = tmp_path / "mine.json"
+    file.write_bytes(codecs.BOM_UTF8 + recipe.to_json().encode())
+    assert recipes.find(file) == recipe

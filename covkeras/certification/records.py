@@ -81,7 +81,7 @@ def read_settings(path: str | os.PathLike) -> dict:
     if not beside.exists():
         raise ValueError(f"{path} has no {beside.name} that says what made it.")
     try:
-        return dict(json.loads(beside.read_text()))
+        return dict(json.loads(beside.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{beside} is damaged ({error}). Certify again into another file, or restore it.") from None
 
@@ -102,7 +102,7 @@ def open_records(path: str | os.PathLike, settings: dict) -> CertificateFile:
     elif Path(path).exists():
         raise ValueError(f"{path} has no {beside.name} that says what made it. Choose another file.")
     else:
-        write_aside(beside, lambda aside: aside.write_text(json.dumps(settings, indent=2) + "\n"))
+        write_aside(beside, lambda aside: aside.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8"))
     return CertificateFile(path, runner_up=bool(settings.get("runner_up")))
 
 

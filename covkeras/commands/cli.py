@@ -237,6 +237,7 @@ def said(error: Exception) -> str:
 
 def run(program: Callable[[Interrupts], None], resume: str = "") -> int:
     """Runs a program with Ctrl-C caught; expected errors end in one line and exit code 2, stops in 128 + signal."""
+    startup.escape_what_cannot_be_printed()
     startup.quiet_tensorflow()
     try:
         with Interrupts() as stop, plain_warnings():

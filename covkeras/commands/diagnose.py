@@ -116,7 +116,7 @@ def costs_of(folder: str) -> dict[str, list[float]]:
     file = Path(folder) / "steps.json"
     if not file.exists():
         raise FileNotFoundError(f"comparison {folder} holds no steps.json. Give a folder of training/compare.py.")
-    return {label: step["ratios"] for label, step in json.loads(file.read_text()).items()}
+    return {label: step["ratios"] for label, step in json.loads(file.read_text(encoding="utf-8")).items()}
 
 
 def main(arguments=None) -> int:

@@ -79,7 +79,7 @@ def main(arguments=None) -> int:
             accuracy = np.array([float(row["clean_test_accuracy"]) for row in place.history()])
             last = accuracy[-flags.last :]
             rows.append([name, f"{last.mean():.3f}", f"{last.std():.3f}", str(len(last)), f"{accuracy.max():.3f}"])
-        (folder / "table.md").write_text(report.markdown(rows) + "\n")
+        (folder / "table.md").write_text(report.markdown(rows) + "\n", encoding="utf-8")
         print(report.plain(rows))
 
     return cli.run(program)

@@ -1,6 +1,7 @@
 """Prints ACR and certified accuracy of certification logs, ours or Cohen's, and writes curve, table and page."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -60,6 +61,8 @@ def main(arguments=None) -> int:
             indices, labels, certificates = certification.read_certificates(file)
             if not len(labels):
                 raise ValueError(f"{file} holds no certificate. Certify first, or leave it out.")
+            # Of bytes that the locale knows no characters for, no picture can be drawn.
+            name = os.fsencode(name).decode("utf-8", "replace")
             results.append(report.Result(name, labels, certificates, indices=indices, **alpha_of(file, flags.alpha)))
         if flags.out:
             report.write_report(Path(flags.out), results)

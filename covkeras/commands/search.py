@@ -116,7 +116,9 @@ def finish(hypermodel, trials, seeds: int) -> None:
     best = done[0].recipe
     source = f"search of {', '.join(o.field for o in hypermodel.space)} from {hypermodel.recipe.name}"
     result = best.replace(name=f"{hypermodel.recipe.name}-best", source=source)
-    write_aside(hypermodel.folder / "best_recipe.json", lambda aside: aside.write_text(result.to_json()))
+    write_aside(
+        hypermodel.folder / "best_recipe.json", lambda aside: aside.write_text(result.to_json(), encoding="utf-8")
+    )
     plain = tuning.baselines(hypermodel.recipe)
     beside = [tuning.Trial(name, recipe, hypermodel.score(recipe), "baseline") for name, recipe in plain.items()]
     spread = {

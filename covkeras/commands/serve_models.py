@@ -105,7 +105,7 @@ class Models:
         """What the page shows of a model's latest version."""
         version, made = self.find(name, None)
         path = made.path / "assets.extra" / "metadata.json"
-        return {"version": version, **(json.loads(path.read_text()) if path.exists() else {})}
+        return {"version": version, **(json.loads(path.read_text(encoding="utf-8")) if path.exists() else {})}
 
     def signature_defs(self, name: str, version: int | None, label: str | None = None):
         """Returns (version, the SavedModel's signature name -> SignatureDef)."""

@@ -49,7 +49,7 @@ def _of_folder(path: Path) -> tuple[str, str]:
 def _prepared(info: Path) -> tuple[str, Path]:
     """The data set's name, and the data_dir that it lies in."""
     try:
-        name = json.loads(info.read_text())["name"]
+        name = json.loads(info.read_text(encoding="utf-8"))["name"]
     except (ValueError, KeyError, TypeError):
         name = info.parents[1].name
     above = next((folder.parent for folder in info.resolve().parents if folder.name == name), info.parents[2])

@@ -48,7 +48,7 @@ def asked(path: Path) -> dict[str, list]:
     """
     file = Path(path) / ASKED
     try:
-        found = json.loads(file.read_text()) if file.exists() else {"methods": [], "seeds": []}
+        found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"methods": [], "seeds": []}
         return {"methods": [str(m) for m in found["methods"]], "seeds": [int(s) for s in found["seeds"]]}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{file} is damaged ({error}). Delete it, and name --methods and --seeds again.") from None
@@ -149,7 +149,9 @@ class Comparison:
             for name, values in (("methods", methods), ("seeds", seeds))
         }
         if both != known:
-            write_aside(self.path / ASKED, lambda aside: aside.write_text(json.dumps(both, indent=1) + "\n"))
+            write_aside(
+                self.path / ASKED, lambda aside: aside.write_text(json.dumps(both, indent=1) + "\n", encoding="utf-8")
+            )
 
     def _check(self, entries: Sequence[Entry], seeds: Sequence[int]) -> None:
         replicas = devices.strategy(self.environment.devices).num_replicas_in_sync
@@ -172,7 +174,7 @@ class Comparison:
     def costs(self, entries: Sequence[Entry], rounds: int = 15) -> dict[str, Cost]:
         """Returns each method's step times, and Gaussian augmentation's, measured in turns; measured once, and kept."""
         file = self.path / "steps.json"
-        known = json.loads(file.read_text()) if file.exists() else {}
+        known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
         trained = {e.label: {f: e.recipe.values()[f] for f in own_fields(e.recipe)} for e in entries}
         # A method that a newer covkeras gives other weights is timed again; the baseline's first times stay the unit.
         # An older record holds the fields of all methods.
@@ -187,7 +189,7 @@ class Comparison:
                     continue
                 ratios = np.array(seconds[label]) / np.array(seconds[BASELINE])
                 known[label] = {"seconds": seconds[label], "ratios": ratios.tolist(), "trained": trained.get(label)}
-            write_aside(file, lambda aside: aside.write_text(json.dumps(known, indent=1) + "\n"))
+            write_aside(file, lambda aside: aside.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8"))
         return {label: Cost(tuple(k["seconds"]), tuple(k["ratios"])) for label, k in known.items()}
 
     def _step(self, entry: Entry):

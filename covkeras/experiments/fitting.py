@@ -81,10 +81,25 @@ class _Watch(keras.callbacks.Callback):
         )
 
 
+def _check_no_limits() -> None:
+    """Refuses Keras' own limits on training: the run would be recorded as a whole one."""
+    limits = {
+        "KERAS_MAX_EPOCHS": keras.config.max_epochs(),
+        "KERAS_MAX_STEPS_PER_EPOCH": keras.config.max_steps_per_epoch(),
+    }
+    for name, value in limits.items():
+        if value is not None:
+            raise ValueError(
+                f"{name} must not be set, got {value}: the run would end early and be recorded as a whole one. Unset "
+                "it (or the keras.config.set_... that stands for it); --epochs and --train-images make a run shorter."
+            )
+
+
 def load_training(recipe: Recipe, environment: Environment):
     """Loads the training split as the recipe wants it: limited, and with noisy labels if it says so; first refuses a
     recipe that can't be trained."""
     check_parts(recipe)
+    _check_no_limits()
     data = environment.load(recipe, training_split(recipe)).limited(recipe.train_images)
     needing = (("label_noise", recipe.label_noise), (f"{recipe.method}'s weighing of images", weighed(recipe)))
     for what, needed in needing:

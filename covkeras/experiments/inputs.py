@@ -31,7 +31,7 @@ def claim_inputs(folder: Path, recipe: Recipe, environment: Environment) -> None
         ValueError: one is not what it was when the folder was begun.
     """
     record, digests = Path(folder) / "inputs.json", inputs_of(recipe, environment)
-    known = json.loads(record.read_text()) if record.exists() else {}
+    known = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
     for name, digest in digests.items():
         if known.get(name, digest) != digest:
             raise ValueError(
@@ -39,4 +39,6 @@ def claim_inputs(folder: Path, recipe: Recipe, environment: Environment) -> None
                 "another folder."
             )
     if digests.keys() - known.keys():
-        write_aside(record, lambda aside: aside.write_text(json.dumps(known | digests, indent=1) + "\n"))
+        write_aside(
+            record, lambda aside: aside.write_text(json.dumps(known | digests, indent=1) + "\n", encoding="utf-8")
+        )

@@ -213,7 +213,7 @@ def find(name: str | os.PathLike) -> Recipe:
         return RECIPES[str(name)]
     if str(name).endswith(".json"):
         try:
-            return Recipe.from_json(Path(name).expanduser().read_text())
+            return Recipe.from_json(Path(name).expanduser().read_text(encoding="utf-8-sig"))
         except (json.JSONDecodeError, TypeError, ValueError) as error:
             raise ValueError(f"{name} is no recipe: {error}") from None
     raise ValueError(f"recipe must be one of {', '.join(RECIPES)} or a .json file, got {str(name)!r}.")

@@ -79,15 +79,15 @@ class RunFolder:
         self.check(recipe)
         self.path.mkdir(parents=True, exist_ok=True)
         if not self.recipe_file.exists():
-            write_aside(self.recipe_file, lambda aside: aside.write_text(recipe.to_json()))
+            write_aside(self.recipe_file, lambda aside: aside.write_text(recipe.to_json(), encoding="utf-8"))
 
     def recipe(self) -> Recipe:
-        return Recipe.from_json(self.recipe_file.read_text())
+        return Recipe.from_json(self.recipe_file.read_text(encoding="utf-8"))
 
     def digest(self) -> str:
         """Returns what identifies the recipe that was recorded, as it was written: a newer version may write it in
         another way, and its checkpoints stay the run's."""
-        return digest_of(self.recipe_file.read_text())
+        return digest_of(self.recipe_file.read_text(encoding="utf-8"))
 
     def recorded(self) -> Recipe | None:
         """The recipe of a folder that was begun, else None."""
@@ -97,7 +97,7 @@ class RunFolder:
         """Returns the rows of history.csv, one per epoch."""
         if not self.history_file.exists():
             return []
-        with self.history_file.open(newline="") as file:
+        with self.history_file.open(newline="", encoding="utf-8") as file:
             return list(csv.DictReader(file))
 
     def keep_history(self, epochs: int) -> None:
@@ -111,7 +111,7 @@ class RunFolder:
     def append_history(self, row: dict) -> None:
         """Appends one epoch's row."""
         first = not self.history_file.exists()
-        with self.history_file.open("a", newline="") as file:
+        with self.history_file.open("a", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, list(row))
             if first:
                 writer.writeheader()
@@ -127,7 +127,7 @@ def recorded_recipe(file: Path) -> Recipe | None:
     if not file.exists():
         return None
     try:
-        return Recipe.from_json(json.dumps(json.loads(file.read_text())["recipe"]))
+        return Recipe.from_json(json.dumps(json.loads(file.read_text(encoding="utf-8"))["recipe"]))
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{file} is damaged ({error}). Restore it, or choose another --out.") from None
 
@@ -143,7 +143,7 @@ def claim_record(file: Path, here: dict, kind: str) -> None:
     """
     values = {**here, "recipe": json.loads(here["recipe"].to_json())}
     if file.exists():
-        there = json.loads(file.read_text())
+        there = json.loads(file.read_text(encoding="utf-8"))
         # A recipe of an older version lacks fields, which then had their defaults.
         found = Recipe.from_json(json.dumps(there.pop("recipe")))
         pairs = {k: (json.loads(json.dumps(v)), there.get(k)) for k, v in here.items() if k != "recipe"}
@@ -154,11 +154,11 @@ def claim_record(file: Path, here: dict, kind: str) -> None:
     elif is_taken(file.parent):
         raise ValueError(f"{file.parent} is not empty and holds no {file.name}. Choose another --out.")
     else:
-        write_aside(file, lambda aside: aside.write_text(json.dumps(values, indent=2) + "\n"))
+        write_aside(file, lambda aside: aside.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8"))
 
 
 def _write_rows(path: Path, rows: list[dict]) -> None:
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)

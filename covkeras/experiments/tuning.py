@@ -187,7 +187,7 @@ def set_damage_aside(project: Path, report=print) -> Path | None:
     """
     for file in [*sorted(project.glob("*.json")), *sorted(project.glob("trial_*/trial.json"))]:
         try:
-            json.loads(file.read_text())
+            json.loads(file.read_text(encoding="utf-8"))
         except (ValueError, OSError) as error:
             aside = next(p for i in range(1_000) if not (p := project.with_name(f"{project.name}.damaged{i}")).exists())
             project.rename(aside)

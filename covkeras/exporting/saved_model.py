@@ -179,7 +179,7 @@ def _write_extra(folder: Path, smoothed, names, defaults: Defaults, metadata, si
         "signatures": sorted(signatures),
         "versions": {name: importlib.metadata.version(name) for name in _LIBRARIES},
     }
-    (extra / METADATA).write_text(json.dumps(about, indent=2) + "\n")
+    (extra / METADATA).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
     if importlib.util.find_spec("tensorflow_serving"):
         from covkeras.exporting.warmup import write_warmup
 

@@ -59,11 +59,11 @@ class Report:
                     (folder / f"{name}.svg").write_bytes(svg(figure))
         parts = [f"<p>{html.escape(self.caption)}</p>"]
         parts += [part for section in self.sections for part in _html(section, pictures)]
-        (folder / "index.html").write_text(page(self.title, parts))
+        (folder / "index.html").write_text(page(self.title, parts), encoding="utf-8")
         text = [f"# {self.title}", self.caption, *(part for section in self.sections for part in _markdown(section))]
-        (folder / "table.md").write_text("\n\n".join(filter(None, text)) + "\n")
+        (folder / "table.md").write_text("\n\n".join(filter(None, text)) + "\n", encoding="utf-8")
         if self.data is not None:
-            (folder / "results.json").write_text(json.dumps(self.data, indent=1) + "\n")
+            (folder / "results.json").write_text(json.dumps(self.data, indent=1) + "\n", encoding="utf-8")
         shown = [s for s in self.sections if s.rows and not (s.words or s.quiet)]
         return "\n\n".join((f"{s.title}\n" if titled else "") + plain(s.rows) for s in shown)
 

@@ -30,7 +30,7 @@ def is_watched() -> bool:
 def processor_flags() -> set[str]:
     """Returns what the processor can do, as Linux tells it; nothing on other systems."""
     try:
-        with open("/proc/cpuinfo") as file:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
             lines = (line for line in file if line.startswith(("flags", "Features")))
             return set(next(lines, "").partition(":")[2].split())
     except OSError:

@@ -79,7 +79,7 @@ def held(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     key = os.path.realpath(folder)
     if key not in _HELD:
-        file = (folder / ".lock").open("a")
+        file = (folder / ".lock").open("a", encoding="utf-8")
         try:
             lock(file, folder)
         except InUse:

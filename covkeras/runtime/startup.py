@@ -8,6 +8,14 @@ import tempfile
 _quiet = False
 
 
+def escape_what_cannot_be_printed() -> None:
+    """Lets a terminal or a pipe of few characters, such as those of ASCII, get \\xb1 for what it has none for, instead
+    of stopping a job at its table."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def quiet_tensorflow(logical_cpus: int = 1) -> None:
     """Imports TensorFlow with its start-up messages held back; a failing import still prints them.
 
