@@ -189,6 +189,14 @@ def test_a_report_is_utf8_in_any_locale(tmp_path):
         assert "café ± 1" in (tmp_path / "report" / name).read_text(encoding="utf-8")
 
 
+def test_flags_that_xla_does_not_know_are_said(tmp_path):
+    """XLA ends the process; its last words must be seen."""
+    command = [sys.executable, "-m", "covkeras", "report", str(tmp_path / "none.tsv")]
+    environment = {**os.environ, "XLA_FLAGS": "--nonsense"}
+    done = subprocess.run(command, env=environment, capture_output=True, timeout=120, check=False)
+    assert done.returncode != 0 and b"--nonsense" in done.stderr
+
+
 def test_kerass_limits_on_training_are_refused_in_a_run(tmp_path, monkeypatch, capsys):
     from covkeras.commands import train
 

@@ -33,7 +33,9 @@ def quiet_tensorflow(logical_cpus: int = 1) -> None:
     sys.stderr.flush()
     saved = os.dup(2)
     with tempfile.TemporaryFile() as aside:
-        os.dup2(aside.fileno(), 2)
+        # Of flags that it doesn't know XLA says so and ends the process, and what is held back would be lost.
+        if not (os.environ.get("XLA_FLAGS") or os.environ.get("TF_XLA_FLAGS")):
+            os.dup2(aside.fileno(), 2)
         try:
             import tensorflow as tf
 
