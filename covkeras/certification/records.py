@@ -13,7 +13,7 @@ import tensorflow as tf
 from covkeras.certification.logs import CertificateFile, read_certificates
 from covkeras.runtime.adapting import foreign_layers
 from covkeras.runtime.classifiers import probe_images
-from covkeras.runtime.files import write_aside
+from covkeras.runtime.files import write_text_aside
 
 # Settings that may differ between shards that are merged: where they ran, not what they computed.
 _FREE = ("versions", "device")
@@ -102,7 +102,7 @@ def open_records(path: str | os.PathLike, settings: dict) -> CertificateFile:
     elif Path(path).exists():
         raise ValueError(f"{path} has no {beside.name} that says what made it. Choose another file.")
     else:
-        write_aside(beside, lambda aside: aside.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8"))
+        write_text_aside(beside, json.dumps(settings, indent=2) + "\n")
     return CertificateFile(path, runner_up=bool(settings.get("runner_up")))
 
 

@@ -91,13 +91,8 @@ def recorded(flags) -> tuple:
     )
     if not methods or not seeds:
         raise ValueError(f"{out} does not say what it was asked for: name --methods and --seeds.")
-    return (
-        out,
-        recipe,
-        json.loads((out / "comparison.json").read_text(encoding="utf-8")).get("seconds", 0.0),
-        methods,
-        seeds,
-    )
+    known = json.loads((out / "comparison.json").read_text(encoding="utf-8"))
+    return out, recipe, known.get("seconds", 0.0), methods, seeds
 
 
 def run(comparison: "comparing.Comparison", entries, seeds) -> None:

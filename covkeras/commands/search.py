@@ -20,7 +20,7 @@ from pathlib import Path
 from covkeras.commands import cli
 from covkeras.experiments.recipe import METHODS, TUNERS, objective_kind
 from covkeras.experiments.runs import recorded_recipe
-from covkeras.runtime.files import held, quoted, user_path, write_aside
+from covkeras.runtime.files import held, quoted, user_path, write_text_aside
 from covkeras.runtime.later import Later
 
 precision = Later("covkeras.experiments.precision")
@@ -116,9 +116,7 @@ def finish(hypermodel, trials, seeds: int) -> None:
     best = done[0].recipe
     source = f"search of {', '.join(o.field for o in hypermodel.space)} from {hypermodel.recipe.name}"
     result = best.replace(name=f"{hypermodel.recipe.name}-best", source=source)
-    write_aside(
-        hypermodel.folder / "best_recipe.json", lambda aside: aside.write_text(result.to_json(), encoding="utf-8")
-    )
+    write_text_aside(hypermodel.folder / "best_recipe.json", result.to_json())
     plain = tuning.baselines(hypermodel.recipe)
     beside = [tuning.Trial(name, recipe, hypermodel.score(recipe), "baseline") for name, recipe in plain.items()]
     spread = {

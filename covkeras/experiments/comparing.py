@@ -15,7 +15,7 @@ from covkeras.experiments.recipes import Recipe, check_schedule, scaled
 from covkeras.experiments.result import Result
 from covkeras.experiments.runs import RunFolder, claim_record
 from covkeras.runtime import devices, fields
-from covkeras.runtime.files import write_aside
+from covkeras.runtime.files import write_text_aside
 from covkeras.runtime.timing import interleave
 from covkeras.runtime.validation import check_between
 
@@ -149,9 +149,7 @@ class Comparison:
             for name, values in (("methods", methods), ("seeds", seeds))
         }
         if both != known:
-            write_aside(
-                self.path / ASKED, lambda aside: aside.write_text(json.dumps(both, indent=1) + "\n", encoding="utf-8")
-            )
+            write_text_aside(self.path / ASKED, json.dumps(both, indent=1) + "\n")
 
     def _check(self, entries: Sequence[Entry], seeds: Sequence[int]) -> None:
         replicas = devices.strategy(self.environment.devices).num_replicas_in_sync
@@ -189,7 +187,7 @@ class Comparison:
                     continue
                 ratios = np.array(seconds[label]) / np.array(seconds[BASELINE])
                 known[label] = {"seconds": seconds[label], "ratios": ratios.tolist(), "trained": trained.get(label)}
-            write_aside(file, lambda aside: aside.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8"))
+            write_text_aside(file, json.dumps(known, indent=1) + "\n")
         return {label: Cost(tuple(k["seconds"]), tuple(k["ratios"])) for label, k in known.items()}
 
     def _step(self, entry: Entry):

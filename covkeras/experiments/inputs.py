@@ -8,7 +8,7 @@ from pathlib import Path
 from covkeras import datasets
 from covkeras.experiments.environment import Environment, training_split
 from covkeras.experiments.recipes import Recipe
-from covkeras.runtime.files import is_keras_file, write_aside
+from covkeras.runtime.files import is_keras_file, write_text_aside
 
 
 def inputs_of(recipe: Recipe, environment: Environment) -> dict[str, str]:
@@ -39,6 +39,4 @@ def claim_inputs(folder: Path, recipe: Recipe, environment: Environment) -> None
                 "another folder."
             )
     if digests.keys() - known.keys():
-        write_aside(
-            record, lambda aside: aside.write_text(json.dumps(known | digests, indent=1) + "\n", encoding="utf-8")
-        )
+        write_text_aside(record, json.dumps(known | digests, indent=1) + "\n")

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from covkeras.experiments.recipe import Recipe, digest_of
-from covkeras.runtime.files import held, is_taken, write_aside
+from covkeras.runtime.files import held, is_taken, write_aside, write_text_aside
 
 
 class RunFolder:
@@ -79,7 +79,7 @@ class RunFolder:
         self.check(recipe)
         self.path.mkdir(parents=True, exist_ok=True)
         if not self.recipe_file.exists():
-            write_aside(self.recipe_file, lambda aside: aside.write_text(recipe.to_json(), encoding="utf-8"))
+            write_text_aside(self.recipe_file, recipe.to_json())
 
     def recipe(self) -> Recipe:
         return Recipe.from_json(self.recipe_file.read_text(encoding="utf-8"))
@@ -154,7 +154,7 @@ def claim_record(file: Path, here: dict, kind: str) -> None:
     elif is_taken(file.parent):
         raise ValueError(f"{file.parent} is not empty and holds no {file.name}. Choose another --out.")
     else:
-        write_aside(file, lambda aside: aside.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8"))
+        write_text_aside(file, json.dumps(values, indent=2) + "\n")
 
 
 def _write_rows(path: Path, rows: list[dict]) -> None:

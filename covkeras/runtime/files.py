@@ -34,6 +34,11 @@ def write_aside(path: Path, write) -> None:
         aside.unlink(missing_ok=True)
 
 
+def write_text_aside(path: Path, text: str) -> None:
+    """As `write_aside`, a text in UTF-8."""
+    write_aside(path, lambda aside: aside.write_text(text, encoding="utf-8"))
+
+
 def is_keras_file(path) -> bool:
     """Whether a path is one of a whole Keras model's, by its ending."""
     return str(path).endswith((".keras", ".h5", ".hdf5"))
