@@ -48,6 +48,37 @@ def test_a_covariance_of_more_classes_than_units_has_a_root(classes, rank, rng):
     assert 0 <= label[0] < classes and 0 < probability[0] < 1
 
 
+@pytest.mark.parametrize(
+    "cov", [np.ones(4), np.ones((3, 3)), np.ones((2, 2)), np.ones((2, 4, 4)), np.ones((4, 3)), np.ones((0, 0))]
+)
+def test_a_covariance_that_is_none_of_the_logits_is_refused(cov):
+    with pytest.raises(ValueError, match="logits must have"):
+        propagated_radius(Gaussian(np.ones((2, 4), np.float32), cov.astype(np.float32)), 0.5)
+
+
+def test_what_a_layer_is_given_and_what_a_rule_returns_must_be_a_pair():
+    import keras
+
+    import covkeras as ck
+
+    class Twice(keras.layers.Layer):
+        def call(self, x):
+            return 2.0 * x
+
+    images = np.ones((2, 4, 4, 3), np.float32)
+    good = ck.Gaussian(images, np.eye(3, dtype=np.float32))
+    with pytest.raises(TypeError, match=r"what layer 'twice' is given must be a Gaussian\(mean, cov\).*got 'tuple'"):
+        ck.propagate(Twice(name="twice"), tuple(good))
+    with pytest.raises(ValueError, match=r"what layer 'add' is given .*Of variances v alone cov is the diagonal"):
+        ck.propagate(keras.layers.Add(name="add"), [good, ck.Gaussian(images, np.ones(3, np.float32))])
+    for wrong, error in ((tuple, TypeError), (lambda g: ck.Gaussian(g.mean, 4.0 * np.diag(g.cov)), ValueError)):
+        ck.propagate.register(Twice, override=True)(lambda layer, gaussian, context, wrong=wrong: wrong(gaussian))
+        with pytest.raises(error, match=r"what the rule of Twice \(layer 'twice'\) returns must"):
+            ck.propagate(Twice(name="twice"), good)
+    ck.propagate.register(Twice, override=True)(lambda layer, g, context: ck.Gaussian(2.0 * g.mean, 4.0 * g.cov))
+    assert np.array_equal(ck.propagate(Twice(), good).cov, 4.0 * np.eye(3))
+
+
 def test_its_distribution_is_the_normal_distribution(rng):
     """Against scipy's density, and a singular covariance, as of two classes that move together."""
     import scipy.stats

@@ -276,6 +276,6 @@ def test_a_convolutions_groups_are_no_pieces_of_a_graph(groups):
 
     layer = layers.Conv2D(64, 3, groups=groups)
     layer.build((None, 5, 5, 64))
-    specs = tf.TensorSpec((1, 5, 5, 64)), tf.TensorSpec((1, 64, 64))
+    specs = tf.TensorSpec((1, 5, 5, 64)), tf.TensorSpec((64, 64))
     graph = tf.function(lambda m, c: propagate(layer, Gaussian(m, c)).cov).get_concrete_function(*specs).graph
     assert len(graph.get_operations()) < 100

@@ -197,6 +197,30 @@ def test_flags_that_xla_does_not_know_are_said(tmp_path):
     assert done.returncode != 0 and b"--nonsense" in done.stderr
 
 
+@pytest.mark.parametrize("told", ["jax", "nonsense"])
+def test_programs_run_on_tensorflow_whatever_keras_is_told(tmp_path, told):
+    (tmp_path / "keras").mkdir()
+    (tmp_path / "keras" / "keras.json").write_text('{"backend": "torch"}', encoding="utf-8")
+    command = [sys.executable, "-m", "covkeras", "report", str(tmp_path / "none.tsv")]
+    environment = {**os.environ, "KERAS_BACKEND": told, "KERAS_HOME": str(tmp_path / "keras")}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    notice, error = done.stderr.splitlines()
+    assert notice == f"KERAS_BACKEND={told} is passed over: covkeras' programs run on TensorFlow"
+    assert error.startswith("error: ") and "none.tsv" in error
+    del environment["KERAS_BACKEND"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.stderr.splitlines() == [error]
+
+
+@pytest.mark.parametrize(
+    "use", [lambda c: ck.SmoothedClassifier(c, SIGMA), lambda c: ck.CertifiedTrainer(c, ck.objectives.Macer(SIGMA))]
+)
+def test_another_backend_of_keras_is_refused_with_the_remedy(classifier, use, monkeypatch):
+    monkeypatch.setattr(keras.config, "backend", lambda: "jax")
+    with pytest.raises(RuntimeError, match=r"Keras was imported with 'jax'\. Set the .* KERAS_BACKEND=tensorflow"):
+        use(classifier)
+
+
 def test_kerass_limits_on_training_are_refused_in_a_run(tmp_path, monkeypatch, capsys):
     from covkeras.commands import train
 

@@ -19,6 +19,7 @@ from covkeras.certification.noise import make_noise
 from covkeras.certification.rebuilding import PRECISIONS, rebuilt
 from covkeras.certification.voting import Ballot
 from covkeras.runtime.adapting import adapt
+from covkeras.runtime.backends import check_on_tensorflow
 from covkeras.runtime.classifiers import (
     check_classifier,
     check_fixed_size,
@@ -77,6 +78,7 @@ class SmoothedClassifier:
         strategy: tf.distribute.Strategy | None = None,
         deterministic: bool = False,
     ):
+        check_on_tensorflow("SmoothedClassifier")
         classifier = with_a_graph(classifier if isinstance(classifier, keras.layers.Layer) else adapt(classifier))
         check_classifier(classifier)
         check_fixed_size(classifier.inputs[0].shape[1:])

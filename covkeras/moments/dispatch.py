@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from covkeras.moments.functions import is_elementwise
-from covkeras.moments.gaussian import Gaussian
+from covkeras.moments.gaussian import Gaussian, check_pair
 from covkeras.moments.graph import Call
 from covkeras.moments.rectifiers import PLAIN, Activation, Elementwise, Kernels, Rectifier
 from covkeras.moments.unknown import linearised, mean_alone
@@ -150,7 +150,9 @@ class _Propagate:
 
         Raises:
             NotImplementedError: the layer has no rule; the message names the remedy.
+            TypeError, ValueError: what is given is no pair of a mean and its covariance, or what a rule returns.
         """
+        check_pair(f"what layer {layer.name!r} is given", gaussian)
         context = context or Context()
         if context.r_max is None:
             context = dataclasses.replace(context, r_max=0.0)
@@ -168,6 +170,7 @@ class _Propagate:
             after = context.rectify(gaussian, Elementwise(layer, rule, plain))
         else:
             after = rule(layer, gaussian, context)
+        check_pair(f"what the rule of {type(layer).__name__} (layer {layer.name!r}) returns", after)
         regulariser = getattr(layer, "activity_regularizer", None)
         if context.regularise and regulariser is not None and not isinstance(layer, keras.Model):
             layer.add_loss(regulariser(after.mean))

@@ -45,6 +45,27 @@ class Gaussian(NamedTuple):
         return probability().distributions.MultivariateNormalTriL(ops.cast(self.mean, factor.dtype), factor)
 
 
+def check_pair(name: str, gaussian) -> None:
+    """Refuses what is no mean and covariance that fit each other, such as a variance per unit; sizes that a graph
+    doesn't know are passed over. gaussian: a pair, or a list of them."""
+    if isinstance(gaussian, list):
+        for one in gaussian:
+            check_pair(name, one)
+        return
+    if not isinstance(gaussian, Gaussian):
+        raise TypeError(
+            f"{name} must be a Gaussian(mean, cov), or a list of them where a layer takes several, got "
+            f"{type(gaussian).__name__!r}. An image's noise: covkeras.GaussianInput(sigma)(images)."
+        )
+    units, cov = tuple(gaussian.mean.shape)[-1:], tuple(gaussian.cov.shape)
+    known = None not in (*units, *cov)
+    if len(cov) != 2 or cov[0] != cov[1] or not units or (known and (cov[0] == 0 or units[0] % cov[0])):
+        raise ValueError(
+            f"{name} must have cov (channels, channels) and a mean whose last axis is a multiple of channels, got cov "
+            f"{cov} and mean {tuple(gaussian.mean.shape)}. Of variances v alone cov is the diagonal matrix, diag(v)."
+        )
+
+
 def square_root(cov):
     """Cholesky's factor of a covariance, at least float32, that may be singular: more classes than units before them,
     or classes that move together. To the diagonal comes a millionth of its mean variance, and channels times float32's
@@ -100,7 +121,16 @@ def margin(logits: Gaussian, labels=None, bound: bool = False):
 
     Returns:
         mean (batch,), negative where `labels` is not the top class; sd (batch,); c (batch,); c~ (batch,).
+
+    Raises:
+        TypeError, ValueError: `logits` is no mean and covariance of the classes.
     """
+    check_pair("logits", logits)
+    if logits.mean.shape[-1] != logits.cov.shape[-1]:
+        raise ValueError(
+            f"logits must have one covariance for all {logits.mean.shape[-1]} classes, got {blocks(logits)} blocks of "
+            f"{logits.cov.shape[-1]}. Propagate to the classifier's last layer first."
+        )
     mean = wide(logits.mean)
     cov = ops.cast(logits.cov, mean.dtype)
     classes = mean.shape[-1]
@@ -131,7 +161,7 @@ def propagated_radius(logits: Gaussian, sigma: float, labels=None, bound: bool =
         (batch,) at least float32, in the units of sigma; negative where `labels` is not the top class.
 
     Raises:
-        ValueError: sigma is not positive.
+        TypeError, ValueError: sigma is not positive; `logits` is no mean and covariance of the classes.
     """
     check_sigma(sigma)
     mean, sd, _, _ = margin(logits, labels, bound)

@@ -4,6 +4,7 @@ validation    every refusal: what was expected, what came, the remedy
 files         whole files, one writer at a time
 interrupts    Ctrl-C and SIGTERM at the next safe point
 devices       which devices, and the arithmetic that suits them
+backends      Keras on TensorFlow, where it must be
 timing        fair timing, in turns
 startup       TensorFlow's first lines kept quiet
 """

@@ -9,6 +9,7 @@ from covkeras.moments.rectifiers import Kernels
 from covkeras.objectives.base import attached
 from covkeras.objectives.copies import batch_normalizations
 from covkeras.objectives.terms import Terms
+from covkeras.runtime.backends import check_on_tensorflow
 from covkeras.runtime.classifiers import with_a_graph
 from covkeras.runtime.devices import is_watched
 from covkeras.runtime.validation import check_count
@@ -66,6 +67,7 @@ class CertifiedTrainer(keras.Model):
     """
 
     def __init__(self, classifier, objective, seed: int = 0, name: str = "certified_trainer"):
+        check_on_tensorflow("CertifiedTrainer")
         super().__init__(name=name)
         self.seed = check_count("seed", seed, 0, 2**31 - 1)
         if isinstance(objective, type) or not (callable(objective) and hasattr(objective, "attach")):
