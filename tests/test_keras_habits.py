@@ -10,7 +10,7 @@ import tensorflow as tf
 from conftest import small_classifier
 from keras import layers
 
-from covkeras import CertifiedTrainer, objectives
+from covkeras import CertifiedTrainer, MomentNetwork, objectives
 from covkeras.moments import Context
 from covkeras.moments.adjoint import adjoint_margin
 from covkeras.runtime import devices
@@ -258,8 +258,9 @@ def test_batch_normalization_needs_an_image_for_every_replica(data):
         fit(together, dataset(data[0][:9], data[1][:9]))
 
 
-def test_adjoint_radius_takes_batch_normalizations_moving_statistics(data):
-    """Image 0's margin has no gradient by image 1, and the averages move once a step: as by the copies' pass alone."""
+def test_adjoint_radius_takes_the_copys_statistics_as_constants_to_an_image(data):
+    """Image 0's margin has no gradient by image 1: it is that of a network whose averages are the copy's statistics.
+    The averages move once a step, as by the copy's pass alone."""
     images, labels = data
     trainer = CertifiedTrainer(normalised(), objectives.AdjointRadius(0.25))
     trainer.compile(keras.optimizers.SGD(0.0))
@@ -272,13 +273,14 @@ def test_adjoint_radius_takes_batch_normalizations_moving_statistics(data):
 
     objective = objectives.AdjointRadius(0.25, gates="propagated")
     noise = np.zeros((1, 2, 8, 8, 1), np.float32)
-    radii = [
-        objective.attached(normalised())(tf.constant(pair), tf.constant([0, 1]), noise, Context(training=True))
-        .radius[0]
-        .numpy()
-        for pair in (images[:2], images[[0, 5]])
-    ]
-    assert radii[0] == pytest.approx(radii[1], rel=1e-5)
+    pair = tf.constant(images[[0, 5]])
+    terms = objective.attached(normalised())(pair, tf.constant([0, 1]), noise, Context(training=True))
+    before = twin.layers[0](pair).numpy()
+    twin.layers[1].moving_mean.assign(before.mean((0, 1, 2)))
+    twin.layers[1].moving_variance.assign(before.var((0, 1, 2)))
+    for i in (0, 1):
+        alone = adjoint_margin(MomentNetwork(twin, 0.25), pair[i : i + 1], kappa=False, labels=np.array([i]))
+        assert float(terms.radius[i]) == pytest.approx(float(alone.radius[0]), rel=1e-4)
     with pytest.raises(ValueError, match="classify_on must be 'copy'"):
         objectives.AdjointRadius(0.25, classify_on="mean").attach(normalised())
 

@@ -130,8 +130,8 @@ def test_the_covariance_gradient_option_refuses_what_it_cannot_do():
 
 @pytest.mark.parametrize("noisy_mean", [False, True])
 def test_with_batch_normalization_the_classifier_itself_is_trained(noisy_mean, rng):
-    """Of the batch's statistics, and of the cross-entropy, are those of a noisy copy in the classifier; of the radius
-    the moments with the moving ones."""
+    """The batch's statistics, and the cross-entropy, are those of a noisy copy in the classifier; the radius is of the
+    moments by the same statistics."""
     normal = layers.BatchNormalization(momentum=0.5)
     body = [layers.Conv2D(3, 3), normal, layers.ReLU(), layers.Flatten(), layers.Dense(3)]
     classifier = keras.Sequential([keras.Input((6, 6, 1)), *body])
@@ -145,14 +145,70 @@ def test_with_batch_normalization_the_classifier_itself_is_trained(noisy_mean, r
     assert objective.copies == 1
     terms = objective(images, labels, noise, Context(training=True))
     start = images + 0.25 * noise[0] if noisy_mean else images
-    # The averages have moved: the copy goes first.
-    radius = propagated_radius(MomentNetwork(twin, 0.25, 0.1)(start), 0.25, labels)
+    # The moments of a network that has the copy's statistics for its averages.
+    by_copy = keras.models.clone_model(twin)
+    by_copy.set_weights(twin.get_weights())
+    before = np.asarray(by_copy.layers[0](images + 0.25 * noise[0]))
+    by_copy.layers[1].moving_mean.assign(before.mean((0, 1, 2)))
+    by_copy.layers[1].moving_variance.assign(before.var((0, 1, 2)))
+    radius = propagated_radius(MomentNetwork(by_copy, 0.25, 0.1)(start), 0.25, labels)
     np.testing.assert_allclose(terms.radius, radius, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(terms.logits, logits, rtol=1e-5, atol=1e-6)
     expected = keras.losses.sparse_categorical_crossentropy(labels, logits, from_logits=True)
     np.testing.assert_allclose(terms.classification, expected, rtol=1e-5)
     for ours, theirs in zip(classifier.get_weights(), twin.get_weights(), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        objectives.CovarianceRadius(0.25),
+        objectives.AdjointRadius(0.25, sampled_share=0.9),
+        objectives.AdjointRadius(0.25, sampled_share=1.0),
+        objectives.AdjointRadius(0.25, consistency=1.0, radius_every=2),
+    ],
+)
+def test_a_radius_sees_no_gain_where_batch_normalization_has_none(objective, rng):
+    """A kernel's scale and a bias before a normalisation are taken out by it: a radius's gradient has no share along
+    them, where a step would only outrun the moving averages. Nested, mixed with a shared layer, which has none kept."""
+    inner = keras.Sequential(
+        [keras.Input((6, 6, 4)), layers.Conv2D(5, 3, name="b"), layers.BatchNormalization(epsilon=1e-7), layers.ReLU()]
+    )
+    image = keras.Input((8, 8, 1))
+    x = layers.ReLU()(layers.BatchNormalization(epsilon=1e-7)(layers.Conv2D(4, 3, name="a")(image)))
+    classifier = keras.Model(image, layers.Dense(3)(layers.Flatten()(inner(x))))
+    images, labels = rng.random((16, 8, 8, 1)).astype("float32"), np.arange(16) % 3
+    bound = objective.attached(classifier)
+    noise = rng.normal(size=(max(bound.copies, 1), *images.shape)).astype("float32")
+    weights = [classifier.get_layer("a").kernel, classifier.get_layer("a").bias]
+    weights += [inner.get_layer("b").kernel, inner.get_layer("b").bias]
+
+    def gradients(training):
+        with tf.GradientTape() as tape:
+            terms = bound(tf.constant(images), tf.constant(labels), tf.constant(noise), Context(training=training))
+            total = tf.reduce_sum(terms.radius)
+        return tape.gradient(total, [w.value for w in weights])
+
+    for kernel in (0, 2):
+        by_kernel, by_bias = gradients(True)[kernel : kernel + 2]
+        size = float(tf.norm(by_kernel) * tf.norm(weights[kernel]))
+        along = np.abs(np.sum(by_kernel * weights[kernel], (0, 1, 2))).max()
+        assert along < 1e-4 * size and float(tf.norm(by_bias)) < 1e-4 * size
+        # By the averages a bias counts.
+        moving, by_moving_bias = gradients(False)[kernel : kernel + 2]
+        assert float(tf.norm(by_moving_bias)) > 1e-2 * float(tf.norm(moving))
+
+
+@pytest.mark.parametrize("method", [objectives.CovarianceRadius, objectives.AdjointRadius])
+def test_activity_regularisers_are_the_noisy_copys_with_batch_normalization(method, rng):
+    head = layers.Dense(3, activity_regularizer=keras.regularizers.L2(0.01))
+    body = [layers.Conv2D(3, 3), layers.BatchNormalization(), layers.ReLU(), layers.Flatten(), head]
+    classifier = keras.Sequential([keras.Input((6, 6, 1)), *body])
+    images, labels = rng.random((8, 6, 6, 1)).astype("float32"), np.arange(8) % 3
+    noise = rng.normal(size=(1, *images.shape)).astype("float32")
+    terms = method(0.25).attached(classifier)(images, labels, noise, Context(training=True, regularise=True))
+    assert float(sum(classifier.losses)) == pytest.approx(0.01 * np.sum(np.square(terms.logits)) / 8, rel=1e-5)
 
 
 def test_the_published_codes_options_against_their_formulas(rng):

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import keras
 import numpy as np
@@ -37,6 +37,8 @@ class Context:
     weighted: whether the images have weights, so that the loss is not their mean.
     plain: whether nonlinear layers that are not element-wise (a maximum, a norm, attention) act as themselves: the
         means are samples, or the adjoint estimate wants their Jacobian.
+    statistics: {BatchNormalization: (mean, variance)}, each (channels,), that take the place of its moving averages:
+        those of a pass of the classifier, with their gradients.
     """
 
     r_max: float | None = None
@@ -48,6 +50,7 @@ class Context:
     unknown: str | None = None
     weighted: bool = False
     plain: bool = False
+    statistics: Mapping = dataclasses.field(default_factory=dict)
 
     def activated(self, gaussian: Gaussian, activation: Activation) -> Gaussian:
         """What an activation makes of the pair."""

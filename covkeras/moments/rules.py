@@ -224,7 +224,8 @@ def scaled(gaussian, mean, scale):
 
 @propagate.register(keras.layers.BatchNormalization)
 def batch_normalization(layer, gaussian, context):
-    """Affine, by the moving statistics (exact); in training by the noisy batch's: mean m, variance Var(m) + diag S.
+    """Affine, by the moving statistics or the context's (exact); in training by the noisy batch's: mean m, variance
+    Var(m) + diag S.
 
     The batch is each replica's own, as in Keras, unless the layer is `synchronized`.
     """
@@ -232,7 +233,8 @@ def batch_normalization(layer, gaussian, context):
     if layer.axis not in (-1, len(gaussian.mean.shape) - 1):
         raise NotImplementedError(f"BatchNormalization (layer {layer.name!r}) must normalise the last axis.")
     mean = wide(gaussian.mean)
-    center, variance = (ops.cast(moving, mean.dtype) for moving in (layer.moving_mean, layer.moving_variance))
+    taken = context.statistics.get(layer, (layer.moving_mean, layer.moving_variance))
+    center, variance = (ops.cast(one, mean.dtype) for one in taken)
     if context.training and layer.trainable:
         axes = list(range(len(mean.shape) - 1))
         center, variance = ops.moments(mean, axes=axes, synchronized=layer.synchronized)

@@ -1,11 +1,12 @@
 """Training on the adjoint estimate of the radius, differentiated through its own gradient (ours)."""
 
+import contextlib
 import dataclasses
 import math
 
 from covkeras.objectives.base import Objective, nearest
 from covkeras.objectives.consistency import PUBLISHED_LAM, consistency_terms
-from covkeras.objectives.copies import batch_normalizations, logits_of
+from covkeras.objectives.copies import batch_normalizations, logits_and_statistics, regularisers_of_copies
 from covkeras.objectives.terms import Terms, cross_entropy
 from covkeras.runtime import fields
 from covkeras.runtime.later import Later
@@ -41,8 +42,8 @@ class AdjointRadius(Objective):
     Calibrated gates are measured on each replica's own images, and every k-th is one of its own: two replicas equal one
     in the mean, not digit by digit.
 
-    With BatchNormalization the estimate takes the moving statistics: through a batch's own, one image's margin would
-    have a gradient by another image. Only the copies' cross-entropy trains with the batch's, and moves the averages.
+    With BatchNormalization the estimate takes the statistics of the copies' pass, as constants to an image's margin (by
+    its own batch's, one image's margin would have a gradient by another image), not to the weights.
     """
 
     name = "adjoint_radius"
@@ -111,15 +112,18 @@ class AdjointRadius(Objective):
         )
         base = images + self.sigma * math.sqrt(self.sampled_share) * noise[-1] if self.sampled_share else images
         some = slice(None, None, self.radius_every)
-        estimate = self._margin(base[some], labels[some], noise[0][some], estimating)
-        copies, logits = self._copies(noise), []
-        if reused:
-            copies, logits = copies[1:], [ops.cast(estimate.logits, "float32")[None]]
+        copies, logits, kept = self._copies(noise)[int(reused) :], [], contextlib.nullcontext()
         if copies:
-            copies = ops.stack(copies)
-            logits.append(
-                logits_of(self.network.classifier, images, noise=copies, sigma=self.sigma, training=context.training)
+            classifier = self.network.classifier
+            seen, statistics = logits_and_statistics(
+                classifier, images, ops.stack(copies), self.sigma, context.training
             )
+            logits, kept = [seen], regularisers_of_copies(classifier)
+            estimating = dataclasses.replace(estimating, statistics=statistics)
+        with kept:
+            estimate = self._margin(base[some], labels[some], noise[0][some], estimating)
+        if reused:
+            logits = [ops.cast(estimate.logits, "float32")[None], *logits]
         logits = ops.concatenate(logits)
         losses = self._classification(labels, logits), self._loss(estimate)
         return Terms(*losses, logits[0], estimate.radius, self.radius_every)

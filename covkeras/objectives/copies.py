@@ -1,4 +1,7 @@
-"""Noisy copies of a batch, evaluated together."""
+"""Noisy copies of a batch, evaluated together; what BatchNormalization made of them."""
+
+import contextlib
+import threading
 
 from covkeras.runtime.later import Later
 
@@ -19,6 +22,69 @@ def logits_of(classifier, images, noise, sigma: float, training: bool):
     """Returns the logits of the copies, float32 (k, batch, classes), by one forward pass."""
     logits = ops.cast(classifier(copies_of(images, noise, sigma), training=training), "float32")
     return ops.reshape(logits, (noise.shape[0], -1, logits.shape[-1]))
+
+
+def logits_and_statistics(classifier, images, noise, sigma: float, training: bool):
+    """Returns `logits_of`, and by what its BatchNormalizations normalised the copies, {layer: (mean, variance)}, each
+    (channels,): `Context.statistics` for moments that are trained beside the copies.
+
+    The statistics have gradients by the weights before them. With the moving averages in their place a radius's loss
+    would see gains where the classifier has none: a kernel's scale, and whatever shifts a channel, which the
+    normalisation takes out again a hundred steps later. Nothing else in the loss resists such a step, and the averages
+    never catch up. A layer that is called several times, or renormalises, is left out.
+    """
+    with _noted(batch_normalizations(classifier)) as noted:
+        logits = logits_of(classifier, images, noise, sigma, training)
+    return logits, {layer: found[0] for layer, found in noted.items() if len(found) == 1}
+
+
+@contextlib.contextmanager
+def regularisers_of_copies(classifier):
+    """Keeps the activity regularisers that the copies' pass has left, for the trainer to add: any other pass through
+    the layers, here the moments', starts by clearing them."""
+    left = [(layer, list(layer._losses)) for layer in classifier._flatten_layers()]
+    yield
+    for layer, losses in left:
+        layer._losses[:] = losses
+
+
+_here = threading.local()
+_lock = threading.Lock()
+# Layer -> how many threads have it watched: of several replicas each runs in a thread of its own, in turns.
+_watched: dict = {}
+
+
+@contextlib.contextmanager
+def _noted(layers):
+    """Notes what the layers normalise a batch by, in this thread: {layer: [(mean, variance) of each call]}."""
+    layers = [layer for layer in layers if not layer.renorm]
+    with _lock:
+        for layer in layers:
+            _watched[layer] = _watched.get(layer, 0) + 1
+            if _watched[layer] == 1:
+                # Past Keras' own __setattr__, which takes what is set for a part of the layer's state.
+                object.__setattr__(layer, "_moments", _noting(layer, layer._moments))
+    _here.noted = {}
+    try:
+        yield _here.noted
+    finally:
+        _here.noted = None
+        with _lock:
+            for layer in layers:
+                _watched[layer] -= 1
+                if not _watched[layer]:
+                    del _watched[layer]
+                    object.__delattr__(layer, "_moments")
+
+
+def _noting(layer, moments):
+    def noting(*args, **kwargs):
+        found = moments(*args, **kwargs)
+        if getattr(_here, "noted", None) is not None:
+            _here.noted.setdefault(layer, []).append(found)
+        return found
+
+    return noting
 
 
 def batch_normalizations(classifier) -> list:

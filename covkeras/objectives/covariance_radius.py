@@ -4,7 +4,7 @@ import dataclasses
 
 from covkeras.objectives.ascent import uniforms
 from covkeras.objectives.base import Objective
-from covkeras.objectives.copies import batch_normalizations, logits_of
+from covkeras.objectives.copies import batch_normalizations, logits_and_statistics, regularisers_of_copies
 from covkeras.objectives.terms import Terms, cross_entropy
 from covkeras.runtime import fields
 from covkeras.runtime.later import Later
@@ -21,8 +21,8 @@ class CovarianceRadius(Objective):
     batch's images the share with the largest propagated radius, of the predicted class, has no classification loss.
 
     With BatchNormalization, unless it is frozen, the cross-entropy is that of a noisy copy, by the classifier itself (a
-    pass more), and the hinge takes the moving statistics: with a batch's own, of which the propagated variance is a
-    part, far too large in a deep network, the means were those of another function than the classifier.
+    pass more), and the hinge takes that pass's statistics, with their gradients: with statistics of which the
+    propagated variance is a part, far too large in a deep network, the means were those of another function.
     """
 
     name = "covariance_radius"
@@ -96,9 +96,13 @@ class CovarianceRadius(Objective):
         """images (batch, h, w, c), labels (batch,), noise (copies, batch, h, w, c) standard normal -> Terms."""
         start = images + self.sigma * noise[0] if self.noisy_mean else images
         if self._normalised:
-            # The copy first: it moves the averages that the moments take.
-            seen = logits_of(self.network.classifier, images, noise[:1], self.sigma, context.training)[0]
-            logits = self._logits(start, noise, dataclasses.replace(context, training=False, regularise=False))
+            seen, statistics = logits_and_statistics(
+                self.network.classifier, images, noise[:1], self.sigma, context.training
+            )
+            seen = seen[0]
+            given = dataclasses.replace(context, training=False, regularise=False, statistics=statistics)
+            with regularisers_of_copies(self.network.classifier):
+                logits = self._logits(start, noise, given)
         else:
             logits = self._logits(start, noise, context)
             seen = logits.mean
