@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from covkeras.runtime.classifiers import probe_images
+from covkeras.runtime.probing import probe_images
 
 PRECISIONS = ("float32", "bfloat16", "float16", "float64")
 

@@ -12,8 +12,8 @@ import tensorflow as tf
 
 from covkeras.certification.logs import CertificateFile, read_certificates
 from covkeras.runtime.adapting import foreign_layers
-from covkeras.runtime.classifiers import probe_images
 from covkeras.runtime.files import write_text_aside
+from covkeras.runtime.probing import probe_images
 
 # Settings that may differ between shards that are merged: where they ran, not what they computed.
 _FREE = ("versions", "device")

@@ -3,8 +3,8 @@
 import numpy as np
 import tensorflow as tf
 
-from covkeras.runtime.classifiers import probe_images
 from covkeras.runtime.devices import is_watched
+from covkeras.runtime.probing import probe_images
 
 # Copies in a slot of a mixed batch: the least that a sequential test draws. At r = sigma a perfect image needs 40.
 BLOCK = 16

@@ -21,8 +21,9 @@ from covkeras.exporting.graphs import ServedGraphs
 from covkeras.exporting.sigmas import SeveralSigmas
 from covkeras.exporting.signatures import signatures_of, signatures_of_sigmas
 from covkeras.runtime.adapting import foreign_layers
-from covkeras.runtime.classifiers import check_weights, probe_images
+from covkeras.runtime.classifiers import check_weights
 from covkeras.runtime.devices import is_watched
+from covkeras.runtime.probing import probe_images
 from covkeras.runtime.validation import check_alpha, check_count, check_enough, check_enough_to_predict
 
 METADATA = "metadata.json"

@@ -57,7 +57,7 @@ _watched: dict = {}
 @contextlib.contextmanager
 def _noted(layers):
     """Notes what the layers normalise a batch by, in this thread: {layer: [(mean, variance) of each call]}."""
-    layers = [layer for layer in layers if not layer.renorm]
+    layers = [layer for layer in layers if not getattr(layer, "renorm", False)]
     with _lock:
         for layer in layers:
             _watched[layer] = _watched.get(layer, 0) + 1
