@@ -242,14 +242,22 @@ def normalised(synchronized=False):
     )
 
 
-@pytest.mark.parametrize("method", ["GaussianAugmentation", "CovarianceRadius"])
-def test_synchronized_batch_normalization_on_two_replicas_equals_one_device(data, method):
-    objective = getattr(objectives, method)(sigma=0.25)
+@pytest.mark.parametrize(
+    "objective",
+    [
+        objectives.GaussianAugmentation(0.25),
+        objectives.CovarianceRadius(0.25),
+        objectives.AdjointRadius(0.25, gates="propagated"),
+    ],
+)
+def test_synchronized_batch_normalization_on_two_replicas_equals_one_device(data, objective):
     make = lambda: trainer_of(normalised(True), objective)  # noqa: E731
     alone, together = make(), mirrored(make)
     for trainer in (alone, together):
         fit(trainer, dataset(data[0][:24], data[1][:24]))
     same_weights(alone.classifier, together.classifier, 1e-5)
+    # What was watched in each replica's thread is as it was.
+    assert not any("_moments" in vars(layer) for t in (alone, together) for layer in t.classifier.layers)
 
 
 def test_batch_normalization_needs_an_image_for_every_replica(data):
