@@ -171,12 +171,15 @@ def test_with_batch_normalization_the_classifier_itself_is_trained(noisy_mean, r
 )
 def test_a_radius_sees_no_gain_where_batch_normalization_has_none(objective, rng):
     """A kernel's scale and a bias before a normalisation are taken out by it: a radius's gradient has no share along
-    them, where a step would only outrun the moving averages. Nested, mixed with a shared layer, which has none kept."""
+    them, where a step would only outrun the moving averages. So of a normalisation in a nested model, and of one that
+    is called twice."""
     inner = keras.Sequential(
         [keras.Input((6, 6, 4)), layers.Conv2D(5, 3, name="b"), layers.BatchNormalization(epsilon=1e-7), layers.ReLU()]
     )
     image = keras.Input((8, 8, 1))
-    x = layers.ReLU()(layers.BatchNormalization(epsilon=1e-7)(layers.Conv2D(4, 3, name="a")(image)))
+    twice = layers.BatchNormalization(epsilon=1e-7)
+    other = layers.Conv2D(4, 3, bias_initializer="ones")(image)
+    x = layers.ReLU()(layers.Add()([twice(layers.Conv2D(4, 3, name="a")(image)), twice(other)]))
     classifier = keras.Model(image, layers.Dense(3)(layers.Flatten()(inner(x))))
     images, labels = rng.random((16, 8, 8, 1)).astype("float32"), np.arange(16) % 3
     bound = objective.attached(classifier)

@@ -37,8 +37,9 @@ class Context:
     weighted: whether the images have weights, so that the loss is not their mean.
     plain: whether nonlinear layers that are not element-wise (a maximum, a norm, attention) act as themselves: the
         means are samples, or the adjoint estimate wants their Jacobian.
-    statistics: {BatchNormalization: (mean, variance)}, each (channels,), that take the place of its moving averages:
-        those of a pass of the classifier, with their gradients.
+    statistics: what takes the place of BatchNormalizations' moving averages: {layer: iterator}, endless, of a pass of
+        the classifier's (mean, variance), each (channels,), with their gradients: a pair for each call of the layer, in
+        the graph's order, and again for the next pass.
     """
 
     r_max: float | None = None

@@ -233,7 +233,7 @@ def batch_normalization(layer, gaussian, context):
     if layer.axis not in (-1, len(gaussian.mean.shape) - 1):
         raise NotImplementedError(f"BatchNormalization (layer {layer.name!r}) must normalise the last axis.")
     mean = wide(gaussian.mean)
-    taken = context.statistics.get(layer, (layer.moving_mean, layer.moving_variance))
+    taken = next(context.statistics.get(layer, iter(())), (layer.moving_mean, layer.moving_variance))
     center, variance = (ops.cast(one, mean.dtype) for one in taken)
     if context.training and layer.trainable:
         axes = list(range(len(mean.shape) - 1))

@@ -1,6 +1,7 @@
 """Noisy copies of a batch, evaluated together; what BatchNormalization made of them."""
 
 import contextlib
+import itertools
 import threading
 
 from covkeras.runtime.later import Later
@@ -25,17 +26,17 @@ def logits_of(classifier, images, noise, sigma: float, training: bool):
 
 
 def logits_and_statistics(classifier, images, noise, sigma: float, training: bool):
-    """Returns `logits_of`, and by what its BatchNormalizations normalised the copies, {layer: (mean, variance)}, each
-    (channels,): `Context.statistics` for moments that are trained beside the copies.
+    """Returns `logits_of`, and by what its BatchNormalizations normalised the copies: `Context.statistics` for moments
+    that are trained beside the copies.
 
     The statistics have gradients by the weights before them. With the moving averages in their place a radius's loss
     would see gains where the classifier has none: a kernel's scale, and whatever shifts a channel, which the
     normalisation takes out again a hundred steps later. Nothing else in the loss resists such a step, and the averages
-    never catch up. A layer that is called several times, or renormalises, is left out.
+    never catch up. A layer that renormalises is left out.
     """
     with _noted(batch_normalizations(classifier)) as noted:
         logits = logits_of(classifier, images, noise, sigma, training)
-    return logits, {layer: found[0] for layer, found in noted.items() if len(found) == 1}
+    return logits, {layer: itertools.cycle(found) for layer, found in noted.items()}
 
 
 @contextlib.contextmanager
