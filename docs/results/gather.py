@@ -44,6 +44,7 @@ def step_cost(row: dict) -> float:
     costs = {(r["method"], r["form"]): r["step cost"] for r in rows}
     copies = re.search(r"num_copies=(\d+)", row["form"])
     form = form if row["method"] == "stepped_consistency" else f"{copies[1]} copies" if copies else ""
+    form = "alone, every 4th image" if "consistency=0,radius_every=4" in row["form"] else form
     return costs[row["method"], form]
 
 
