@@ -1,4 +1,5 @@
-"""Which arithmetic a job trains in: bfloat16 is 2 to 4 times faster with units for it, and 7 times slower without."""
+"""Which arithmetic a job trains in: bfloat16 is 2 to 4 times faster with units for it (1.1
+to 1.6 with those of AVX-512 alone), and 7 times slower without."""
 
 import dataclasses
 import sys
