@@ -19,10 +19,9 @@ from covkeras.certification.noise import make_noise
 from covkeras.certification.rebuilding import PRECISIONS, rebuilt
 from covkeras.certification.voting import Ballot
 from covkeras.runtime.adapting import adapt
-from covkeras.runtime.backends import check_on_tensorflow
 from covkeras.runtime.classifiers import check_classifier, check_fixed_size, check_weights, with_a_graph
 from covkeras.runtime.probing import check_is_a_function, warn_of_scale
-from covkeras.runtime.validation import check_choice, check_count, check_images, check_sigma
+from covkeras.runtime.validation import check_choice, check_count, check_images, check_on_tensorflow, check_sigma
 
 
 class SmoothedClassifier:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from covkeras.commands import cli
-from covkeras.runtime import backends, startup
+from covkeras.runtime import startup
 from covkeras.runtime.later import Later
 
 certification = Later("covkeras.certification")
@@ -55,7 +55,6 @@ def work_on(smoothed, flags):
 def actors_work(flags, content: bytes | None):
     """What an actor of a cluster does, in its own process: `work_on` the same classifier, sent along where it is a file
     (the folder of a SavedModel must be there)."""
-    backends.run_on_tensorflow()
     startup.quiet_tensorflow()
     path = flags.files[0]
     with tempfile.TemporaryDirectory() as folder:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from covkeras.experiments import recipes
 from covkeras.experiments.environment import Environment
 from covkeras.experiments.recipe import METHODS, Recipe, own_hyperparameters
-from covkeras.runtime import backends, fields, startup
+from covkeras.runtime import fields, startup
 from covkeras.runtime.files import is_keras_file, user_path
 from covkeras.runtime.interrupts import Interrupted, Interrupts
 from covkeras.runtime.later import Later
@@ -238,7 +238,6 @@ def said(error: Exception) -> str:
 def run(program: Callable[[Interrupts], None], resume: str = "") -> int:
     """Runs a program with Ctrl-C caught; expected errors end in one line and exit code 2, stops in 128 + signal."""
     startup.escape_what_cannot_be_printed()
-    backends.run_on_tensorflow()
     startup.quiet_tensorflow()
     try:
         with Interrupts() as stop, plain_warnings():

@@ -15,7 +15,7 @@ import socket
 import sys
 from pathlib import Path
 
-from covkeras.runtime import backends, startup
+from covkeras.runtime import startup
 from covkeras.runtime.files import user_path
 from covkeras.runtime.later import Later
 
@@ -89,7 +89,6 @@ def main(arguments=None) -> int:
     except OSError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    backends.run_on_tensorflow()
     startup.quiet_tensorflow()
     models = serve_models.Models(Path(flags.exports))
     if not models.loaded:

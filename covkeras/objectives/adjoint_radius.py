@@ -6,7 +6,7 @@ import math
 
 from covkeras.objectives.base import Objective, nearest
 from covkeras.objectives.consistency import PUBLISHED_LAM, consistency_terms
-from covkeras.objectives.copies import batch_normalizations, logits_and_statistics, regularisers_of_copies
+from covkeras.objectives.copies import batch_normalizations, beside_copies
 from covkeras.objectives.terms import Terms, cross_entropy
 from covkeras.runtime import fields
 from covkeras.runtime.later import Later
@@ -107,24 +107,17 @@ class AdjointRadius(Objective):
         # The estimate evaluates the first copy, or what stands for it; with BatchNormalization a copy of its own must.
         alone = self.sampled_share == 1 and self.radius_every == 1 and not self._normalised
         reused = self.classify_on == "mean" or alone
-        estimating = dataclasses.replace(
-            context, training=context.training and not self._normalised, regularise=context.regularise and reused
-        )
         base = images + self.sigma * math.sqrt(self.sampled_share) * noise[-1] if self.sampled_share else images
         some = slice(None, None, self.radius_every)
-        copies, logits, kept = self._copies(noise)[int(reused) :], [], contextlib.nullcontext()
+        copies = self._copies(noise)[int(reused) :]
+        beside = contextlib.nullcontext((None, context))
         if copies:
-            classifier = self.network.classifier
-            seen, statistics = logits_and_statistics(
-                classifier, images, ops.stack(copies), self.sigma, context.training
-            )
-            logits, kept = [seen], regularisers_of_copies(classifier)
-            estimating = dataclasses.replace(estimating, statistics=statistics)
-        with kept:
-            estimate = self._margin(base[some], labels[some], noise[0][some], estimating)
-        if reused:
-            logits = [ops.cast(estimate.logits, "float32")[None], *logits]
-        logits = ops.concatenate(logits)
+            beside = beside_copies(self.network.classifier, images, copies, self.sigma, context)
+        with beside as (seen, given):
+            given = dataclasses.replace(given, training=context.training and not self._normalised)
+            estimate = self._margin(base[some], labels[some], noise[0][some], given)
+        own = ops.cast(estimate.logits, "float32")[None] if reused else None
+        logits = ops.concatenate([part for part in (own, seen) if part is not None])
         losses = self._classification(labels, logits), self._loss(estimate)
         return Terms(*losses, logits[0], estimate.radius, self.radius_every)
 

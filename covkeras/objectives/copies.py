@@ -1,6 +1,7 @@
 """Noisy copies of a batch, evaluated together; what BatchNormalization made of them."""
 
 import contextlib
+import dataclasses
 import itertools
 import threading
 
@@ -25,26 +26,27 @@ def logits_of(classifier, images, noise, sigma: float, training: bool):
     return ops.reshape(logits, (noise.shape[0], -1, logits.shape[-1]))
 
 
-def logits_and_statistics(classifier, images, noise, sigma: float, training: bool):
-    """Returns `logits_of`, and by what its BatchNormalizations normalised the copies: `Context.statistics` for moments
-    that are trained beside the copies.
+@contextlib.contextmanager
+def beside_copies(classifier, images, noise, sigma: float, context):
+    """Evaluates the copies, and gives the moments that are trained beside them their BatchNormalizations' statistics.
+
+        with beside_copies(classifier, images, noise, sigma, context) as (logits, given):
+            ...  # the moments, with the context `given`
 
     The statistics have gradients by the weights before them. With the moving averages in their place a radius's loss
     would see gains where the classifier has none: a kernel's scale, and whatever shifts a channel, which the
     normalisation takes out again a hundred steps later. Nothing else in the loss resists such a step, and the averages
-    never catch up. A layer that renormalises is left out.
+    never catch up. A layer that renormalises is left out. Activity regularisers are the copies': any other pass
+    through the layers starts by clearing those of the last.
+
+    Args:
+        noise: a list of (batch, height, width, channels), a copy's each, standard normal. context: the step's.
     """
     with _noted(batch_normalizations(classifier)) as noted:
-        logits = logits_of(classifier, images, noise, sigma, training)
-    return logits, {layer: itertools.cycle(found) for layer, found in noted.items()}
-
-
-@contextlib.contextmanager
-def regularisers_of_copies(classifier):
-    """Keeps the activity regularisers that the copies' pass has left, for the trainer to add: any other pass through
-    the layers, here the moments', starts by clearing them."""
+        logits = logits_of(classifier, images, ops.stack(noise), sigma, context.training)
+    statistics = {layer: itertools.cycle(found) for layer, found in noted.items()}
     left = [(layer, list(layer._losses)) for layer in classifier._flatten_layers()]
-    yield
+    yield logits, dataclasses.replace(context, regularise=False, statistics=statistics)
     for layer, losses in left:
         layer._losses[:] = losses
 

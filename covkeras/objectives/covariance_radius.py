@@ -4,7 +4,7 @@ import dataclasses
 
 from covkeras.objectives.ascent import uniforms
 from covkeras.objectives.base import Objective
-from covkeras.objectives.copies import batch_normalizations, logits_and_statistics, regularisers_of_copies
+from covkeras.objectives.copies import batch_normalizations, beside_copies
 from covkeras.objectives.terms import Terms, cross_entropy
 from covkeras.runtime import fields
 from covkeras.runtime.later import Later
@@ -96,13 +96,10 @@ class CovarianceRadius(Objective):
         """images (batch, h, w, c), labels (batch,), noise (copies, batch, h, w, c) standard normal -> Terms."""
         start = images + self.sigma * noise[0] if self.noisy_mean else images
         if self._normalised:
-            seen, statistics = logits_and_statistics(
-                self.network.classifier, images, noise[:1], self.sigma, context.training
-            )
+            copies = beside_copies(self.network.classifier, images, [noise[0]], self.sigma, context)
+            with copies as (seen, given):
+                logits = self._logits(start, noise, dataclasses.replace(given, training=False))
             seen = seen[0]
-            given = dataclasses.replace(context, training=False, regularise=False, statistics=statistics)
-            with regularisers_of_copies(self.network.classifier):
-                logits = self._logits(start, noise, given)
         else:
             logits = self._logits(start, noise, context)
             seen = logits.mean

@@ -5,7 +5,6 @@ classifiers   what a classifier must be; probing: by its answers
 files         whole files, one writer at a time
 interrupts    Ctrl-C and SIGTERM at the next safe point
 devices       which devices, and the arithmetic that suits them
-backends      Keras on TensorFlow, where it must be
 timing        fair timing, in turns
-startup       TensorFlow's first lines kept quiet
+startup       Keras on TensorFlow, whose first lines are kept quiet
 """

@@ -1,4 +1,4 @@
-"""What a program does first: keep TensorFlow's start-up chatter quiet. Imports nothing heavy."""
+"""What a program does first: have Keras run on TensorFlow, and keep its chatter quiet. Imports nothing heavy."""
 
 import os
 import sys
@@ -17,7 +17,8 @@ def escape_what_cannot_be_printed() -> None:
 
 
 def quiet_tensorflow(logical_cpus: int = 1) -> None:
-    """Imports TensorFlow with its start-up messages held back; a failing import still prints them.
+    """Imports TensorFlow with its start-up messages held back; a failing import still prints them. Keras will run on
+    it, whatever KERAS_BACKEND or ~/.keras/keras.json say for other programs.
 
     Its messages ignore TF_CPP_MIN_LOG_LEVEL, so the process's stderr itself is set aside while TensorFlow and XLA say,
     once, what they have to say: at the import, at the first look for devices and at the first compilation.
@@ -29,6 +30,7 @@ def quiet_tensorflow(logical_cpus: int = 1) -> None:
     if _quiet:
         return
     _quiet = True
+    _take_tensorflow()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     sys.stderr.flush()
     saved = os.dup(2)
@@ -53,3 +55,12 @@ def quiet_tensorflow(logical_cpus: int = 1) -> None:
         finally:
             os.dup2(saved, 2)
             os.close(saved)
+
+
+def _take_tensorflow() -> None:
+    if "keras" in sys.modules:
+        return  # it has its backend: what can't work on it says so
+    told = os.environ.get("KERAS_BACKEND") or "tensorflow"
+    os.environ["KERAS_BACKEND"] = "tensorflow"
+    if told != "tensorflow":
+        print(f"KERAS_BACKEND={told} is passed over: covkeras' programs run on TensorFlow", file=sys.stderr)

@@ -23,6 +23,19 @@ def check_between(name: str, value, low: float, high: float, closed: str = "neit
     return float(value)
 
 
+def check_on_tensorflow(what: str) -> None:
+    """Refuses a job that is TensorFlow's where Keras computes with another backend."""
+    import keras
+
+    backend = keras.config.backend()
+    if backend != "tensorflow":
+        raise RuntimeError(
+            f"{what} runs on Keras' tensorflow backend, but Keras was imported with {backend!r}. Set the environment "
+            "variable KERAS_BACKEND=tensorflow before keras is imported; a classifier saved as a .keras file loads on "
+            "either."
+        )
+
+
 def check_sigma(sigma) -> float:
     # Ten times an image's whole range leaves nothing of it: that is a level of 8-bit images.
     why = (

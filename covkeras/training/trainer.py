@@ -9,10 +9,9 @@ from covkeras.moments.rectifiers import Kernels
 from covkeras.objectives.base import attached
 from covkeras.objectives.copies import batch_normalizations
 from covkeras.objectives.terms import Terms
-from covkeras.runtime.backends import check_on_tensorflow
 from covkeras.runtime.classifiers import with_a_graph
 from covkeras.runtime.devices import is_watched
-from covkeras.runtime.validation import check_count
+from covkeras.runtime.validation import check_count, check_on_tensorflow
 from covkeras.training.batches import Batch, checked_batch, refusals, shared
 from covkeras.training.given_metrics import metrics_of_logits, updating
 from covkeras.training.schedules import LamSwitch
