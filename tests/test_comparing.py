@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from conftest import call_program
 
 from covkeras.experiments import comparing, fitting, recipes
 from covkeras.experiments.comparing import Comparison, Cost, Entry, Outcome
-from covkeras.reports.comparison import comparison_figures, comparison_table
+from covkeras.reports.comparison import comparison_figures, comparison_table, gains
 from covkeras.reports.results import Result
 
 PROGRAM = Path(__file__).parent.parent / "training" / "compare.py"
@@ -196,6 +197,10 @@ def test_a_tables_figures_are_means_over_seeds(tmp_path):
     assert row["ACR"] == "0.200 ± 0.071" and row["acc at 0.25"] == "0.500 ± 0.000"
     assert row["acc at 0.5"] == "0.250 ± 0.354" and row["clean"] == "0.8500 ± 0.0707"
     assert (row["step cost"], row["s/epoch"], row["seeds"]) == ("7.00", "4.0", "2")
+    # Differences are image by image: of other images there is none.
+    some, others = (replace(result([0.1, 0.9]), indices=np.array(i)) for i in ([0, 20], [0, 1]))
+    with pytest.raises(ValueError, match="are of different images"):
+        gains([some], [others])
 
 
 def test_a_tables_figures_are_there_as_data(tmp_path):

@@ -67,7 +67,7 @@ def test_a_comparisons_methods_too():
 
 @pytest.mark.parametrize("epochs", [1, 2, 100])
 def test_a_smoke_test_of_any_recipe_has_a_whole_schedule(epochs):
-    for name in ("digits", "cifar10", "mnist_protocol"):
+    for name in ("digits", "cifar10", "mnist_protocol", "mnist_cosine"):
         assert check_schedule(smoke(recipe_of("--recipe", name, "--epochs", str(epochs)))).epochs == min(epochs, 3)
 
 

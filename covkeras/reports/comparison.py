@@ -38,10 +38,15 @@ def _spread(values: Sequence[float], digits: int) -> str:
 
 def _gain(outcome: Outcome, first: Outcome) -> str:
     """The mean over images of the radius less the first method's on the same image, and its standard error."""
-    return "-" if outcome is first else "{:+.3f} ({:.3f})".format(*_gains(outcome.results, first.results))
+    return "-" if outcome is first else "{:+.3f} ({:.3f})".format(*gains(outcome.results, first.results))
 
 
-def _gains(results: Sequence[Result], others: Sequence[Result]) -> tuple[float, float]:
+def gains(results: Sequence[Result], others: Sequence[Result]) -> tuple[float, float]:
+    """The mean over images of the certified radius less the others' on the same image, seeds averaged, and its
+    standard error over the images. Raises ValueError: they are of different images."""
+    if not all(np.array_equal(r.indices, results[0].indices) for r in (*results, *others)):
+        raise ValueError(f"{results[0].name} and {others[0].name} are of different images: certify the same ones.")
+
     def radii(seeds):
         return np.mean([counted_radii(r) for r in seeds], 0)
 
@@ -161,7 +166,7 @@ def comparison_figures(outcomes: Sequence[Outcome]) -> list[dict]:
     found = []
     for o in outcomes:
         for i, (result, clean) in enumerate(zip(o.results, o.clean, strict=True)):
-            gain = None if o is outcomes[0] else _gains([result], [outcomes[0].results[i]])
+            gain = None if o is outcomes[0] else gains([result], [outcomes[0].results[i]])
             found.append(
                 {
                     **figures_of(result),

@@ -18,8 +18,8 @@ import numpy as np
 from covkeras.certification import certified_accuracy
 from covkeras.certification.logs import sorted_certificates
 from covkeras.experiments.result import Result
+from covkeras.reports.comparison import gains
 from covkeras.reports.pages import STYLES, legend, new_figure
-from covkeras.reports.results import counted_radii
 from covkeras.reports.shares import BINS, shares_of
 
 HERE = Path(__file__).parent
@@ -81,11 +81,7 @@ def compare(rows: list[dict]) -> None:
             same = [r for r in rows if r["method"] == other and r["epochs"] == EPOCHS]
             same = [r for r in same if (r["sigma"], r["seed"]) == (row["sigma"], row["seed"]) and r is not row]
             if same:
-                mine, its = result_of(row), result_of(same[0])
-                if not np.array_equal(mine.indices, its.indices):
-                    raise ValueError(f"{row['log']} and {same[0]['log']} are of different images")
-                gain = counted_radii(mine) - counted_radii(its)
-                row[title], row[f"{title} se"] = float(gain.mean()), float(gain.std(ddof=1) / len(gain) ** 0.5)
+                row[title], row[f"{title} se"] = gains([result_of(row)], [result_of(same[0])])
 
 
 def draw(rows: list[dict], published: str) -> None:

@@ -1,0 +1,64 @@
+"""Takes comparisons on MNIST into committed figures: data/mnist_cosine.json, or of held-out images mnist_rates.json.
+
+    python docs/results/gather_mnist.py COMPARISON [COMPARISON ...] [--machine WORDS]
+
+Each COMPARISON is a folder of `covkeras compare`. Differences are image by image, from noise alone and from
+Consistency of the same sigma, epochs and rate. Then `python docs/results/build.py`.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from covkeras.certification.logs import sorted_certificates
+from covkeras.experiments.result import Result
+from covkeras.reports.comparison import gains
+
+DATA = Path(__file__).parent / "data"
+KEPT = ("images", "ACR", "ACR se", "abstained", "p_A", "clean", "step cost", "seed", "epochs")
+
+
+def rows_of(folder: Path) -> list[tuple[dict, Result]]:
+    """A comparison's rows, each with its certificates."""
+    found = []
+    for figures in json.loads((folder / "report" / "results.json").read_text())["rows"]:
+        recipe, label = figures["recipe"], figures["method"]
+        row = {"at": f"sigma {recipe['sigma']:g}", "method": recipe["method"], "sigma": recipe["sigma"]}
+        row |= {"rate": recipe["learning_rate"], "schedule": recipe["schedule"], "n": recipe["certify_n"]}
+        row |= {"arithmetic": recipe["precision"], "split": recipe["certify_split"]}
+        row |= {k: v for k, v in figures.items() if k in KEPT or k.startswith("acc at")}
+        log = (
+            folder / "runs" / f"{label.replace(':', ',').replace('/', '_')}-seed{figures['seed']}" / "certificates.tsv"
+        )
+        indices, labels, certificates = sorted_certificates(log)
+        found.append((row, Result(label, labels, certificates, indices=indices)))
+    return found
+
+
+def compare(rows: list[tuple[dict, Result]]) -> None:
+    """Adds each row's differences from noise alone and Consistency of its sigma, epochs, rate and seed."""
+    alike = ("sigma", "epochs", "rate", "schedule", "seed", "split")
+    for row, mine in rows:
+        for other, title in (("gaussian_augmentation", "over Gaussian"), ("consistency", "over Consistency")):
+            same = [(r, its) for r, its in rows if r["method"] == other and all(r[k] == row[k] for k in alike)]
+            if same and same[0][0] is not row:
+                row[title], row[f"{title} se"] = gains([mine], [same[0][1]])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("comparisons", nargs="+", type=Path, metavar="COMPARISON", help="folders of covkeras compare")
+    parser.add_argument("--machine", default="", metavar="WORDS", help="where it was trained")
+    flags = parser.parse_args()
+    rows = [pair for folder in flags.comparisons for pair in rows_of(folder)]
+    compare(rows)
+    for split, name in (("test", "mnist_cosine"), ("validation", "mnist_rates")):
+        found = [row for row, _ in rows if row["split"] == split]
+        if found:
+            found.sort(key=lambda r: (r["sigma"], -r["epochs"], r["schedule"], r["rate"], r["ACR"]))
+            data = {"command": "docs/results/pages/mnist.md names it", "machine": flags.machine, "rows": found}
+            (DATA / f"{name}.json").write_text(json.dumps(data, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
