@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from covkeras.diagnostics import Fidelity, fidelity
 from covkeras.experiments import recipes
 from covkeras.experiments.result import Result
 from covkeras.reports import results as report
-from covkeras.reports.pages import png
+from covkeras.reports.pages import png, style_of
 
 
 def result(name="ours", radii=(0.6, 0.3, 0.0)):
@@ -107,3 +108,10 @@ def test_many_curves_have_a_legend_without_a_warning(count, rng):
     assert png(figure).startswith(b"\x89PNG")
     axes = figure.axes[0].get_position()
     assert axes.height * figure.get_size_inches()[1] > 2.5
+
+
+def test_no_two_of_many_methods_are_drawn_alike():
+    drawn = [style_of(i) for i in range(49)]
+    assert len(set(drawn)) == 49
+    # One after another differ in both, so that a picture without colours is read, too.
+    assert all(a[0] != b[0] and a[1] != b[1] for a, b in itertools.pairwise(drawn))

@@ -20,6 +20,12 @@ STYLES = (
 )
 
 
+def style_of(i: int):
+    """The colour and line style of the i-th of many: no two of the first 49 have both in common."""
+    count = len(STYLES)
+    return STYLES[i % count][0], STYLES[(i + i // count) % count][1]
+
+
 def plain(rows: list[list[str]]) -> str:
     """Lays a table out for the terminal: words to the left, numbers to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

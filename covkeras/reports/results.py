@@ -11,7 +11,7 @@ from covkeras.certification.certificates import average_certified_radius, certif
 from covkeras.experiments.recipes import Recipe
 from covkeras.experiments.result import Result, steps_to
 from covkeras.reports import shares, statements
-from covkeras.reports.pages import STYLES, legend, markdown, new_figure, plain
+from covkeras.reports.pages import STYLES, legend, markdown, new_figure, plain, style_of
 from covkeras.reports.report import Report, Section
 
 __all__ = ["Result", "accuracy_table", "fidelity_table", "markdown", "plain", "table_radii", "write_report"]
@@ -64,7 +64,7 @@ def accuracy_plot(results: Sequence[Result], caption: str = ""):
     largest = max(float(r.certificates.radius.max(initial=0.0)) for r in results)
     radii = np.linspace(0, 1.05 * largest or 1.0, 500)
     for i, result in enumerate(results):
-        colour, style = STYLES[i % len(STYLES)]
+        colour, style = style_of(i)
         acr = average_certified_radius(result.certificates, result.labels)
         accuracy = certified_accuracy(result.certificates, result.labels, radii)
         axes.plot(radii, accuracy, color=colour, linestyle=style, linewidth=2, label=f"{result.name}, ACR {acr:.3f}")
@@ -97,7 +97,7 @@ def history_plot(histories: dict[str, list[dict[str, str]]]):
     """Returns the figure of loss and accuracy on the training images, by epoch."""
     figure, (left, right) = new_figure(2)
     for i, (name, rows) in enumerate(histories.items()):
-        colour, style = STYLES[i % len(STYLES)]
+        colour, style = style_of(i)
         epochs = [int(r["epoch"]) + 1 for r in rows]
         for axes, key in ((left, "classification_loss"), (right, "accuracy")):
             axes.plot(epochs, [float(r[key]) for r in rows], color=colour, linestyle=style, linewidth=1.8, label=name)

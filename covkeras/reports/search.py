@@ -10,7 +10,7 @@ import numpy as np
 from covkeras.experiments import jobs
 from covkeras.experiments.tuning import CertifiedHyperModel, Trial
 from covkeras.reports import results as report
-from covkeras.reports.pages import STYLES, new_figure
+from covkeras.reports.pages import STYLES, new_figure, style_of
 from covkeras.reports.report import Report, Section
 
 
@@ -52,7 +52,8 @@ def objective_plot(hypermodel: CertifiedHyperModel, trials: Sequence[Trial], bes
     for one, axes in zip(hypermodel.space, np.atleast_1d(panels), strict=True):
         at, ticks = _positions([getattr(t.recipe, one.field) for t in done])
         axes.scatter(at, [t.score for t in done], s=26, facecolors="none", edgecolors=STYLES[0][0], linewidths=1.2)
-        for (colour, style), trial in zip(STYLES[1:], [b for b in beside if b.score is not None], strict=False):
+        for i, trial in enumerate([b for b in beside if b.score is not None], start=1):
+            colour, style = style_of(i)
             axes.axhline(trial.score, color=colour, linestyle=style, linewidth=1.3, label=trial.name)
         axes.set(xlabel=one.field, ylabel=f"{hypermodel.objective.text}, validation images")
         if one.log:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from covkeras.experiments.result import Result
-from covkeras.reports.pages import STYLES, legend, new_figure
+from covkeras.reports.pages import legend, new_figure, style_of
 from covkeras.reports.report import Section
 
 BINS = np.linspace(0.0, 1.0, 41)
@@ -39,7 +39,7 @@ def shares_plot(methods: dict[str, Sequence[Result]]):
     """Returns the figure: a histogram of p_A's lower bound per method, its seeds together."""
     figure, axes = new_figure()
     for i, (name, results) in enumerate(methods.items()):
-        colour, style = STYLES[i % len(STYLES)]
+        colour, style = style_of(i)
         shares = shares_of(results)
         left = f"{name}, {1.0 - sum(shares):.0%} wrong or abstained"
         axes.stairs(shares, BINS, color=colour, linestyle=style, linewidth=1.8, label=left)

@@ -8,7 +8,6 @@ images/cifar10_curve.png is drawn: without a COMPARISON from what is there. Then
 """
 
 import argparse
-import itertools
 import json
 import shutil
 from pathlib import Path
@@ -19,7 +18,7 @@ from covkeras.certification import certified_accuracy
 from covkeras.certification.logs import sorted_certificates
 from covkeras.experiments.result import Result
 from covkeras.reports.comparison import gains
-from covkeras.reports.pages import STYLES, legend, new_figure
+from covkeras.reports.pages import legend, new_figure, style_of
 from covkeras.reports.shares import BINS, shares_of
 
 HERE = Path(__file__).parent
@@ -91,8 +90,8 @@ def draw(rows: list[dict], published: str) -> None:
     at, title = np.linspace(0.0, 2.0, 401), "ResNet-110, noise alone (published)"
     curve.plot(at, certified_accuracy(certificates, labels, at), color="#bbbbbb", linewidth=3, label=title)
     shown = [r for r in rows if r["sigma"] == 0.5 and r["seed"] == 0 and r["epochs"] == EPOCHS]
-    for (colour, style), one in zip(itertools.cycle(STYLES), map(result_of, shown), strict=False):
-        how = {"color": colour, "linestyle": style}
+    for i, one in enumerate(map(result_of, shown)):
+        how = dict(zip(("color", "linestyle"), style_of(i), strict=True))
         accuracy = certified_accuracy(one.certificates, one.labels, at)
         curve.plot(at, accuracy, linewidth=1.8, label=one.name, **how)
         shares.stairs(shares_of([one]), BINS, linewidth=1.6, **how)

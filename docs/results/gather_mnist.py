@@ -2,8 +2,7 @@
 
     python docs/results/gather_mnist.py COMPARISON [COMPARISON ...] [--machine WORDS]
 
-Each COMPARISON is a folder of `covkeras compare`. Differences are image by image, from noise alone and from
-Consistency of the same sigma, epochs and rate. Then `python docs/results/build.py`.
+Each COMPARISON is a folder of `covkeras compare`. Differences are image by image. Then `python docs/results/build.py`.
 """
 
 import argparse
@@ -24,6 +23,8 @@ def rows_of(folder: Path) -> list[tuple[dict, Result]]:
     for figures in json.loads((folder / "report" / "results.json").read_text())["rows"]:
         recipe, label = figures["recipe"], figures["method"]
         row = {"at": f"sigma {recipe['sigma']:g}", "method": recipe["method"], "sigma": recipe["sigma"]}
+        # A teacher's path is of one machine.
+        row["label"] = label.partition(":teacher=")[0]
         row |= {"rate": recipe["learning_rate"], "schedule": recipe["schedule"], "n": recipe["certify_n"]}
         row |= {"arithmetic": recipe["precision"], "split": recipe["certify_split"]}
         row |= {k: v for k, v in figures.items() if k in KEPT or k.startswith("acc at")}
@@ -35,12 +36,21 @@ def rows_of(folder: Path) -> list[tuple[dict, Result]]:
     return found
 
 
+# Of what a row is the difference from, and what they must have in common.
+ALIKE = ("sigma", "seed", "split")
+OTHERS = {
+    "gaussian_augmentation": ("over Gaussian", (*ALIKE, "epochs", "rate", "schedule")),
+    "consistency": ("over Consistency", (*ALIKE, "epochs", "rate", "schedule")),
+    "cat_rs": ("over CAT-RS", ALIKE),
+}
+
+
 def compare(rows: list[tuple[dict, Result]]) -> None:
-    """Adds each row's differences from noise alone and Consistency of its sigma, epochs, rate and seed."""
-    alike = ("sigma", "epochs", "rate", "schedule", "seed", "split")
+    """Adds each row's differences from the others in OTHERS, and its cost in epochs of noise alone."""
     for row, mine in rows:
-        for other, title in (("gaussian_augmentation", "over Gaussian"), ("consistency", "over Consistency")):
-            same = [(r, its) for r, its in rows if r["method"] == other and all(r[k] == row[k] for k in alike)]
+        row["plain epochs"] = row["epochs"] * row["step cost"]
+        for other, (title, alike) in OTHERS.items():
+            same = [(r, its) for r, its in rows if r["label"] == other and all(r[k] == row[k] for k in alike)]
             if same and same[0][0] is not row:
                 row[title], row[f"{title} se"] = gains([mine], [same[0][1]])
 
