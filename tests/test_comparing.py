@@ -234,3 +234,41 @@ def test_clean_accuracy_is_the_plain_classifiers(digits):
     classifier, some = models.lenet((8, 8, 1)), digits.head(70)
     expected = (classifier.predict(some.floats(), verbose=0).argmax(1) == some.labels).mean()
     assert fitting.clean_accuracy(classifier, some, batch_size=32) == pytest.approx(expected)
+
+
+def test_a_method_that_diverges_is_left_out_and_the_others_go_on(tmp_path, capsys):
+    """Whole: its other seeds are no fair sample of it. It isn't trained on them, and the command fails by its name."""
+    from covkeras import Certificates
+    from covkeras.commands.compare import run
+
+    asked = []
+
+    class Some(Comparison):
+        def costs(self, entries, rounds=15):
+            return {e.label: Cost((1.0,), (2.0,)) for e in entries}
+
+        def epoch_seconds(self, entry, costs):
+            return 1.0
+
+        def run(self, entry, seed):
+            asked.append((entry.label, seed))
+            if entry.label == "macer" and seed == 1:
+                raise fitting.NonFiniteLoss("the loss became nan in epoch 0, step 7")
+            radius = np.array([0.3, 0.9])
+            given = Certificates(np.array([0, 1]), radius, 0.5 + 0 * radius, np.full(2, 100), np.zeros(2))
+            return Result(entry.label, np.array([0, 1]), given), 0.9
+
+    entries = [Entry.parse(method, TINY) for method in ("macer", "gaussian_augmentation", "consistency")]
+    with pytest.raises(fitting.NonFiniteLoss, match=r"left out, since the training diverged: macer, seed 1: the loss"):
+        run(Some(tmp_path, TINY), entries, (0, 1, 2))
+    methods = ("gaussian_augmentation", "consistency")
+    assert asked == [("macer", 0), *((m, 0) for m in methods), ("macer", 1), *((m, s) for s in (1, 2) for m in methods)]
+    rows = json.loads((tmp_path / "report" / "results.json").read_text())["rows"]
+    assert [(r["method"], r["seed"]) for r in rows] == [(m, s) for m in methods for s in (0, 1, 2)]
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert "its training diverged" in page and "the loss became nan in epoch 0, step 7" in page
+    assert "macer seed 1: the loss became nan" in capsys.readouterr().err
+    # Where none is left there's no report.
+    with pytest.raises(fitting.NonFiniteLoss, match="macer, seed 1"):
+        run(Some(tmp_path / "none", TINY), entries[:1], (1,))
+    assert not (tmp_path / "none" / "report").exists()

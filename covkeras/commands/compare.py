@@ -15,6 +15,7 @@ from covkeras.runtime.files import held, user_path
 from covkeras.runtime.later import Later
 
 comparing = Later("covkeras.experiments.comparing")
+fitting = Later("covkeras.experiments.fitting")
 comparison_report = Later("covkeras.reports.comparison")
 precision = Later("covkeras.experiments.precision")
 
@@ -27,6 +28,7 @@ EXAMPLES = """examples:
   covkeras compare --recipe mnist_protocol --data-dir DIR --sigma 0.5 --methods gaussian_augmentation \\
       covariance_radius consistency adjoint_radius macer:epochs=24
 
+A method whose training diverges is left out, and named at the end; the others go on.
 The same command resumes, and so does covkeras compare --continue --out DIR, which does all that the folder was ever
 asked for. More methods and seeds may be named later; what is done is not done again. The folder holds comparison.json,
 asked.json, steps.json (the step times), runs/METHOD-seedN/ (each a run folder) and report/ (open index.html).
@@ -99,12 +101,20 @@ def run(comparison: "comparing.Comparison", entries, seeds) -> None:
     """Times, trains and certifies what is not done yet, and reports."""
     costs = comparison.costs(entries)
     entries = [comparison.budgeted(e, costs) for e in entries]
-    done = {}
+    done, diverged = {}, {}
     for seed in seeds:  # a whole table with one seed before the next begins
         for entry in entries:
-            done[entry.label, seed] = comparison.run(entry, seed)
+            if entry.label in diverged:
+                continue
+            try:
+                done[entry.label, seed] = comparison.run(entry, seed)
+            except fitting.NonFiniteLoss as error:
+                diverged.setdefault(entry.label, f"seed {seed}: {error}")
+                print(f"{entry.label} seed {seed}: {error}\nThe others go on.", file=sys.stderr)
     outcomes = []
     for e in entries:
+        if e.label in diverged:  # its other seeds are no fair sample of it
+            continue
         results, clean = zip(*(done[e.label, seed] for seed in seeds), strict=True)
         seconds = comparison.epoch_seconds(e, costs)
         outcomes.append(
@@ -112,8 +122,13 @@ def run(comparison: "comparing.Comparison", entries, seeds) -> None:
                 e, results=results, clean=clean, cost=costs[e.label], epoch_seconds=seconds, seeds=tuple(seeds)
             )
         )
-    print(comparison_report.write_comparison_report(comparison, outcomes))
-    print(f"\nreport: {comparison.path / 'report' / 'index.html'}")
+    if outcomes:
+        print(comparison_report.write_comparison_report(comparison, outcomes, diverged))
+        print(f"\nreport: {comparison.path / 'report' / 'index.html'}")
+    if diverged:
+        raise fitting.NonFiniteLoss(
+            "left out, since the training diverged: " + "; ".join(f"{label}, {why}" for label, why in diverged.items())
+        )
 
 
 def main(arguments=None) -> int:

@@ -1,7 +1,7 @@
 """What a comparison found: one table, certified accuracy by radius, the cost of a step, radius against cost."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -9,7 +9,7 @@ from covkeras.certification.certificates import average_certified_radius, certif
 from covkeras.experiments.comparing import Comparison, Outcome
 from covkeras.experiments.result import Result
 from covkeras.reports import shares, statements
-from covkeras.reports.pages import STYLES, legend, new_figure
+from covkeras.reports.pages import legend, new_figure, style_of
 from covkeras.reports.report import Report, Section
 from covkeras.reports.results import (
     FIDELITY_NOTE,
@@ -84,7 +84,7 @@ def curves(outcomes: Sequence[Outcome], caption: str = ""):
     largest = max(float(r.certificates.radius.max(initial=0.0)) for o in outcomes for r in o.results)
     radii = np.linspace(0, 1.05 * largest or 1.0, 500)
     for i, o in enumerate(outcomes):
-        colour, style = STYLES[i % len(STYLES)]
+        colour, style = style_of(i)
         lines = np.array([certified_accuracy(r.certificates, r.labels, radii) for r in o.results])
         axes.plot(radii, lines.mean(0), color=colour, linestyle=style, linewidth=1.8, label=o.entry.label)
         if len(lines) > 1:
@@ -118,7 +118,7 @@ def frontier(outcomes: Sequence[Outcome]):
     figure, axes = new_figure()
     costs = [float(np.median(o.cost.ratios)) * o.entry.recipe.epochs for o in outcomes]
     for i, (o, cost) in enumerate(zip(outcomes, costs, strict=True)):
-        colour, _ = STYLES[i % len(STYLES)]
+        colour, _ = style_of(i)
         acr = [average_certified_radius(r.certificates, r.labels) for r in o.results]
         marker = "osD^vPX"[i % 7]
         axes.scatter([cost] * len(acr), acr, s=40, marker=marker, facecolors="none", edgecolors=colour, linewidths=1.4)
@@ -133,8 +133,13 @@ def frontier(outcomes: Sequence[Outcome]):
     return figure
 
 
-def write_comparison_report(comparison: Comparison, outcomes: Sequence[Outcome]) -> str:
-    """Writes curves.png, cost.png, frontier.png, fidelity_*.png, table.md and index.html; returns the tables."""
+def write_comparison_report(
+    comparison: Comparison, outcomes: Sequence[Outcome], diverged: Mapping[str, str] | None = None
+) -> str:
+    """Writes curves.png, cost.png, frontier.png, fidelity_*.png, table.md and index.html; returns the tables.
+
+    diverged: {method: what its training ended with}, of those that are left out.
+    """
     recipe = comparison.recipe
     budget = f"{comparison.seconds:g} s of training each" if comparison.seconds else f"{recipe.epochs} epochs"
     caption = (
@@ -157,6 +162,9 @@ def write_comparison_report(comparison: Comparison, outcomes: Sequence[Outcome])
         else Section(),
         Section("Where the methods' recipes differ from the comparison's", rows=rows, words=True),
     ]
+    if diverged:
+        lost = [["method", "left out: its training diverged"], *map(list, diverged.items())]
+        sections.insert(1, Section("Left out", rows=lost, words=True))
     data = {"recipe": json.loads(recipe.to_json()), "seconds": comparison.seconds, "rows": comparison_figures(outcomes)}
     return Report(f"{recipe.name}: {len(outcomes)} methods", caption, sections, data).write(comparison.path / "report")
 
