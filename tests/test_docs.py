@@ -157,6 +157,10 @@ def test_the_readmes_other_figures_are_of_the_committed_ones():
     assert f"CIFAR-10 the first form is ahead by {natural:.3f}" in prose
     assert f"for steps of {ahead['step cost']:.1f}" in prose
     assert f"takes {ours:.0f} samples in the median instead of 100,000" in prose
+    methods = {"noise alone": "gaussian_augmentation", "Consistency": "consistency"}
+    for name, method in (methods | {"`stepped_consistency` (ours)": "stepped_consistency"}).items():
+        half, one = (build.row_of("mnist_cosine", f"{method}; sigma {s}, 24 epochs, rate 0.1")["ACR"] for s in (0.5, 1))
+        assert re.search(rf"{re.escape(name)} {half:.3f} (at sigma 0.5 )?and {one:.3f}", prose), name
 
 
 def test_no_page_of_results_types_a_figure():

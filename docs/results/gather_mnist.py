@@ -22,7 +22,8 @@ def rows_of(folder: Path) -> list[tuple[dict, Result]]:
     found = []
     for figures in json.loads((folder / "report" / "results.json").read_text())["rows"]:
         recipe, label = figures["recipe"], figures["method"]
-        row = {"at": f"sigma {recipe['sigma']:g}", "method": recipe["method"], "sigma": recipe["sigma"]}
+        at = f"sigma {recipe['sigma']:g}, {figures['epochs']} epochs, rate {recipe['learning_rate']:g}"
+        row = {"at": at, "method": recipe["method"], "sigma": recipe["sigma"]}
         # A teacher's path is of one machine.
         row["label"] = label.partition(":teacher=")[0]
         row |= {"rate": recipe["learning_rate"], "schedule": recipe["schedule"], "n": recipe["certify_n"]}
@@ -39,8 +40,8 @@ def rows_of(folder: Path) -> list[tuple[dict, Result]]:
 # Of what a row is the difference from, and what they must have in common.
 ALIKE = ("sigma", "seed", "split")
 OTHERS = {
-    "gaussian_augmentation": ("over Gaussian", (*ALIKE, "epochs", "rate", "schedule")),
-    "consistency": ("over Consistency", (*ALIKE, "epochs", "rate", "schedule")),
+    "gaussian_augmentation": ("over Gaussian", (*ALIKE, "epochs", "schedule")),
+    "consistency": ("over Consistency", (*ALIKE, "epochs", "schedule")),
     "cat_rs": ("over CAT-RS", ALIKE),
 }
 
@@ -51,6 +52,7 @@ def compare(rows: list[tuple[dict, Result]]) -> None:
         row["plain epochs"] = row["epochs"] * row["step cost"]
         for other, (title, alike) in OTHERS.items():
             same = [(r, its) for r, its in rows if r["label"] == other and all(r[k] == row[k] for k in alike)]
+            same.sort(key=lambda pair: pair[0]["rate"] != row["rate"])
             if same and same[0][0] is not row:
                 row[title], row[f"{title} se"] = gains([mine], [same[0][1]])
 
