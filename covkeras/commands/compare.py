@@ -109,7 +109,7 @@ def run(comparison: "comparing.Comparison", entries, seeds) -> None:
             try:
                 done[entry.label, seed] = comparison.run(entry, seed)
             except fitting.NonFiniteLoss as error:
-                diverged.setdefault(entry.label, f"seed {seed}: {error}")
+                diverged[entry.label] = f"seed {seed}: {error}"
                 print(f"{entry.label} seed {seed}: {error}\nThe others go on.", file=sys.stderr)
     outcomes = []
     for e in entries:
