@@ -101,16 +101,7 @@ def run(comparison: "comparing.Comparison", entries, seeds) -> None:
     """Times, trains and certifies what is not done yet, and reports."""
     costs = comparison.costs(entries)
     entries = [comparison.budgeted(e, costs) for e in entries]
-    done, diverged = {}, {}
-    for seed in seeds:  # a whole table with one seed before the next begins
-        for entry in entries:
-            if entry.label in diverged:
-                continue
-            try:
-                done[entry.label, seed] = comparison.run(entry, seed)
-            except fitting.NonFiniteLoss as error:
-                diverged[entry.label] = f"seed {seed}: {error}"
-                print(f"{entry.label} seed {seed}: {error}\nThe others go on.", file=sys.stderr)
+    done, diverged = trained(comparison, entries, seeds)
     outcomes = []
     for e in entries:
         if e.label in diverged:  # its other seeds are no fair sample of it
@@ -129,6 +120,21 @@ def run(comparison: "comparing.Comparison", entries, seeds) -> None:
         raise fitting.NonFiniteLoss(
             "left out, since the training diverged: " + "; ".join(f"{label}, {why}" for label, why in diverged.items())
         )
+
+
+def trained(comparison: "comparing.Comparison", entries, seeds) -> tuple[dict, dict[str, str]]:
+    """What each method and seed came to; and what the training of those that diverged ended with."""
+    done, diverged = {}, {}
+    for seed in seeds:  # a whole table with one seed before the next begins
+        for entry in entries:
+            if entry.label in diverged:
+                continue
+            try:
+                done[entry.label, seed] = comparison.run(entry, seed)
+            except fitting.NonFiniteLoss as error:
+                diverged[entry.label] = f"seed {seed}: {error}"
+                print(f"{entry.label} {diverged[entry.label]}\nThe others go on.", file=sys.stderr)
+    return done, diverged
 
 
 def main(arguments=None) -> int:

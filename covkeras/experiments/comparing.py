@@ -114,6 +114,12 @@ class Outcome:
     seeds: tuple[int, ...] = ()
 
 
+def run_name(label: str, seed: int) -> str:
+    """A run's folder below runs/: one, whatever paths, such as a teacher's, the label holds."""
+    name = label.translate(str.maketrans({":": ",", "/": "_", "\\": "_"}))
+    return f"{name}-seed{seed}"
+
+
 class Comparison:
     """A folder of runs: comparison.json, steps.json (the step times), runs/METHOD-seedN/, report/.
 
@@ -165,9 +171,7 @@ class Comparison:
                     self.run_folder(entry, seed).check(entry.recipe.replace(seed=seed))
 
     def run_folder(self, entry: Entry, seed: int) -> RunFolder:
-        # One folder, whatever paths, such as a teacher's, the label holds.
-        name = entry.label.translate(str.maketrans({":": ",", "/": "_", "\\": "_"}))
-        return RunFolder(self.path / "runs" / f"{name}-seed{seed}")
+        return RunFolder(self.path / "runs" / run_name(entry.label, seed))
 
     def costs(self, entries: Sequence[Entry], rounds: int = 15) -> dict[str, Cost]:
         """Returns each method's step times, and Gaussian augmentation's, measured in turns; measured once, and kept."""

@@ -20,7 +20,7 @@ STYLES = (
 )
 
 
-def style_of(i: int):
+def style_of(i: int) -> tuple:
     """The colour and line style of the i-th of many: no two of the first 49 have both in common."""
     count = len(STYLES)
     return STYLES[i % count][0], STYLES[(i + i // count) % count][1]

@@ -16,6 +16,7 @@ import numpy as np
 
 from covkeras.certification import certified_accuracy
 from covkeras.certification.logs import sorted_certificates
+from covkeras.experiments.comparing import run_name
 from covkeras.experiments.result import Result
 from covkeras.reports.comparison import gains
 from covkeras.reports.pages import legend, new_figure, style_of
@@ -48,7 +49,7 @@ def row_of(folder: Path, figures: dict) -> dict:
     recipe, label = figures["recipe"], figures["method"]
     name = label.replace(":", ",")
     log = f"cifar10_{name}_sigma{recipe['sigma']:g}_epochs{figures['epochs']}_seed{figures['seed']}.tsv"
-    shutil.copyfile(folder / "runs" / f"{name}-seed{figures['seed']}" / "certificates.tsv", LOGS / log)
+    shutil.copyfile(folder / "runs" / run_name(label, figures["seed"]) / "certificates.tsv", LOGS / log)
     row = {"network": NETWORK, "method": recipe["method"], "form": label.partition(":")[2], "sigma": recipe["sigma"]}
     row |= {"seed": figures["seed"], "epochs": figures["epochs"], "n": recipe["certify_n"], "log": log}
     row |= {"arithmetic": f"{recipe['precision']}, AVX-512"}
@@ -91,7 +92,8 @@ def draw(rows: list[dict], published: str) -> None:
     curve.plot(at, certified_accuracy(certificates, labels, at), color="#bbbbbb", linewidth=3, label=title)
     shown = [r for r in rows if r["sigma"] == 0.5 and r["seed"] == 0 and r["epochs"] == EPOCHS]
     for i, one in enumerate(map(result_of, shown)):
-        how = dict(zip(("color", "linestyle"), style_of(i), strict=True))
+        colour, style = style_of(i)
+        how = {"color": colour, "linestyle": style}
         accuracy = certified_accuracy(one.certificates, one.labels, at)
         curve.plot(at, accuracy, linewidth=1.8, label=one.name, **how)
         shares.stairs(shares_of([one]), BINS, linewidth=1.6, **how)

@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 
 from covkeras.certification.logs import sorted_certificates
+from covkeras.experiments.comparing import run_name
 from covkeras.experiments.result import Result
 from covkeras.reports.comparison import gains
 
@@ -29,9 +30,7 @@ def rows_of(folder: Path) -> list[tuple[dict, Result]]:
         row |= {"rate": recipe["learning_rate"], "schedule": recipe["schedule"], "n": recipe["certify_n"]}
         row |= {"arithmetic": recipe["precision"], "split": recipe["certify_split"]}
         row |= {k: v for k, v in figures.items() if k in KEPT or k.startswith("acc at")}
-        log = (
-            folder / "runs" / f"{label.replace(':', ',').replace('/', '_')}-seed{figures['seed']}" / "certificates.tsv"
-        )
+        log = folder / "runs" / run_name(label, figures["seed"]) / "certificates.tsv"
         indices, labels, certificates = sorted_certificates(log)
         found.append((row, Result(label, labels, certificates, indices=indices)))
     return found
