@@ -153,6 +153,13 @@ def test_a_dry_run_foretells_and_writes_nothing(tmp_path):
         forecast.stand_in(recipes.find("mnist").replace(data="mine"))
 
 
+def test_a_dry_run_times_certificates_though_its_steps_leave_no_classifier():
+    """Ten steps at the full rate and lam, without the schedule's warm-up, may end in NaN: they are only timed."""
+    recipe = recipes.find("digits").replace(method="gaussian_augmentation", learning_rate=1e30, certify_images=2)
+    found = forecast.forecast(recipe, fitting.load_training(recipe, Environment()))
+    assert found.certify_hours > 0 and found.hours > 0
+
+
 def test_a_reference_has_its_own_hyper_parameters_and_a_share_of_the_epochs():
     recipe = recipes.find("digits").replace(
         method="stepped_consistency", reference="covariance_radius:gamma=0.5", reference_epochs=2.0, epochs=30

@@ -69,6 +69,8 @@ def forecast(recipe: Recipe, data) -> Forecast:
     """
     trainer = fitting.build_trainer(recipe, data)
     trainer.begin_epoch(recipe.epochs)
+    # Before the steps: at the full rate and lam, without their warm-up, ten of them can leave no classifier.
+    vote = _seconds_of_a_vote(recipe, trainer.classifier, data)
     if isinstance(data, _Random):
         one = (tf.constant(data.floats()), tf.constant(data.labels))
         batches = iter(lambda: one, None)
@@ -89,7 +91,7 @@ def forecast(recipe: Recipe, data) -> Forecast:
         steps=steps,
         images_per_second=recipe.batch_size / seconds,
         hours=steps * seconds / 3600,
-        certify_hours=samples * _seconds_of_a_vote(recipe, trainer.classifier, data) / 3600,
+        certify_hours=samples * vote / 3600,
         gigabytes=_gigabytes(),
     )
 
