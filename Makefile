@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
+# A notebook's, which need not be installed here: matplotlib would stop at it.
+unexport MPLBACKEND
+
 .PHONY: train test quick lint format docs linkcheck clean
 
 train: $(VENV)/installed

@@ -212,6 +212,17 @@ def test_programs_run_on_tensorflow_whatever_keras_is_told(tmp_path, told):
     assert done.stderr.splitlines() == [error]
 
 
+@pytest.mark.parametrize("told", ["module://matplotlib_inline.backend_inline", "nonsense"])
+def test_a_notebooks_way_of_showing_pictures_does_not_stop_what_it_starts(tmp_path, told):
+    """Keras imports matplotlib, which stops at a backend that it does not find."""
+    command = [sys.executable, "-m", "covkeras", "report", str(tmp_path / "none.tsv")]
+    done = subprocess.run(
+        command, env={**os.environ, "MPLBACKEND": told}, capture_output=True, text=True, timeout=120, check=False
+    )
+    (error,) = done.stderr.splitlines()
+    assert error.startswith("error: ") and "none.tsv" in error
+
+
 @pytest.mark.parametrize(
     "use", [lambda c: ck.SmoothedClassifier(c, SIGMA), lambda c: ck.CertifiedTrainer(c, ck.objectives.Macer(SIGMA))]
 )

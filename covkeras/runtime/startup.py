@@ -31,6 +31,7 @@ def quiet_tensorflow(logical_cpus: int = 1) -> None:
         return
     _quiet = True
     _take_tensorflow()
+    _take_no_window()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     sys.stderr.flush()
     saved = os.dup(2)
@@ -64,3 +65,10 @@ def _take_tensorflow() -> None:
     os.environ["KERAS_BACKEND"] = "tensorflow"
     if told != "tensorflow":
         print(f"KERAS_BACKEND={told} is passed over: covkeras' programs run on TensorFlow", file=sys.stderr)
+
+
+def _take_no_window() -> None:
+    """A notebook hands its MPLBACKEND on to the programs that it starts, and matplotlib, which Keras imports, stops at
+    one that is not installed beside it. Pictures are drawn into files, by none."""
+    if "ipykernel" not in sys.modules:
+        os.environ.pop("MPLBACKEND", None)

@@ -1,4 +1,5 @@
-"""Takes comparisons on MNIST into committed figures: data/mnist_cosine.json, or of held-out images mnist_rates.json.
+"""Takes comparisons on MNIST into committed figures: data/mnist_cosine.json, what several seeds say together into
+mnist_seeds.json, and those of held-out images into mnist_rates.json.
 
     python docs/results/gather_mnist.py COMPARISON [COMPARISON ...] [--machine WORDS]
 
@@ -8,6 +9,8 @@ Each COMPARISON is a folder of `covkeras compare`. Differences are image by imag
 import argparse
 import json
 from pathlib import Path
+
+import numpy as np
 
 from covkeras.certification.logs import sorted_certificates
 from covkeras.experiments.comparing import run_name
@@ -24,6 +27,7 @@ def rows_of(folder: Path) -> list[tuple[dict, Result]]:
     for figures in json.loads((folder / "report" / "results.json").read_text())["rows"]:
         recipe, label = figures["recipe"], figures["method"]
         at = f"sigma {recipe['sigma']:g}, {figures['epochs']} epochs, rate {recipe['learning_rate']:g}"
+        at += f", seed {figures['seed']}" if figures["seed"] else ""
         row = {"at": at, "method": recipe["method"], "sigma": recipe["sigma"]}
         # A teacher's path is of one machine.
         row["label"] = label.partition(":teacher=")[0]
@@ -56,6 +60,38 @@ def compare(rows: list[tuple[dict, Result]]) -> None:
                 row[title], row[f"{title} se"] = gains([mine], [same[0][1]])
 
 
+def over_seeds(rows: list[tuple[dict, Result]]) -> list[dict]:
+    """One row of a method's trainings that differ by their seeds alone: means over the seeds, differences image by
+    image."""
+    alike = {}
+    for row, mine in rows:
+        if row["split"] == "test":
+            alike.setdefault((row["sigma"], row["epochs"], row["rate"], row["label"]), []).append((row, mine))
+    found = []
+    for (sigma, epochs, rate, label), pairs in alike.items():
+        if len(pairs) < 2:
+            continue
+        each, mine = zip(*sorted(pairs, key=lambda pair: pair[0]["seed"]), strict=True)
+        row = {"at": f"sigma {sigma:g}", "label": label, "sigma": sigma, "epochs": epochs, "rate": rate}
+        means = [k for k in each[0] if k in ("ACR", "clean") or k.startswith("acc at")]
+        row |= {k: float(np.mean([r[k] for r in each])) for k in means}
+        acr = np.array([r["ACR"] for r in each])
+        row |= {"seeds": len(each), "lowest": acr.min(), "highest": acr.max()}
+        others = sorted(alike.get((sigma, epochs, rate, "consistency"), []), key=lambda pair: pair[0]["seed"])
+        if label != "consistency" and len(others) == len(each):
+            row["over Consistency"], row["se"] = gains(mine, [result for _, result in others])
+            apart = acr - [r["ACR"] for r, _ in others]
+            row |= {"least": apart.min(), "most": apart.max(), "se of seeds": apart.std(ddof=1) / np.sqrt(len(apart))}
+        found.append(row)
+    return found
+
+
+def write(name: str, rows: list[dict], machine: str) -> None:
+    rows = sorted(rows, key=lambda r: (r["sigma"], -r["epochs"], r.get("schedule", ""), r["rate"], r["ACR"]))
+    data = {"command": "docs/results/pages/mnist.md names it", "machine": machine, "rows": rows}
+    (DATA / f"{name}.json").write_text(json.dumps(data, indent=1) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("comparisons", nargs="+", type=Path, metavar="COMPARISON", help="folders of covkeras compare")
@@ -66,9 +102,9 @@ def main() -> None:
     for split, name in (("test", "mnist_cosine"), ("validation", "mnist_rates")):
         found = [row for row, _ in rows if row["split"] == split]
         if found:
-            found.sort(key=lambda r: (r["sigma"], -r["epochs"], r["schedule"], r["rate"], r["ACR"]))
-            data = {"command": "docs/results/pages/mnist.md names it", "machine": flags.machine, "rows": found}
-            (DATA / f"{name}.json").write_text(json.dumps(data, indent=1) + "\n")
+            write(name, found, flags.machine)
+    if together := over_seeds(rows):
+        write("mnist_seeds", together, flags.machine)
 
 
 if __name__ == "__main__":
