@@ -186,6 +186,13 @@ def test_default_batch_shrinks_with_the_image():
     assert sizes == [1024, 512, 512, 16, 512]
 
 
+def test_it_says_what_it_is():
+    smoothed = SmoothedClassifier(small_classifier(), sigma=0.25, batch_size=64, precision="bfloat16")
+    name = smoothed.classifier.name
+    options = "sigma=0.25, batch_size=64, noise='lattice', shared_noise=False, precision='bfloat16'"
+    assert repr(smoothed) == f"SmoothedClassifier({name!r}, {options})"
+
+
 def test_shared_noise_is_that_of_index_0_whatever_the_group(rng):
     """Any image, in any group, is certified as alone; at index 0 as without sharing."""
     classifier, images = small_classifier(), grid_images(rng, 20, 8)

@@ -93,6 +93,12 @@ class SmoothedClassifier:
         self._void_seen = False
         warn_of_scale(classifier)
 
+    def __repr__(self) -> str:
+        options = {"sigma": self.sigma, "batch_size": self.batch_size, "noise": self.noise.name}
+        options |= {"shared_noise": self.shared_noise, "precision": self.precision}
+        given = ", ".join(f"{name}={value!r}" for name, value in options.items())
+        return f"SmoothedClassifier({self.classifier.name!r}, {given})"
+
     def predict(
         self, images, n: int = 1_000, alpha: float = 0.001, seed: int = 0, indices=None, index: int = 0
     ) -> Predictions:
