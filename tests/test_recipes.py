@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from conftest import call_program
 
+from covkeras import models
 from covkeras.commands import train
-from covkeras.experiments import building, fitting, forecast, recipes
+from covkeras.experiments import building, comparing, fitting, forecast, jobs, recipes
 from covkeras.experiments.environment import Environment
 from covkeras.experiments.recipe import Recipe
 from covkeras.experiments.runs import RunFolder
@@ -38,6 +39,17 @@ def test_objectives_get_their_fields():
     objective = recipe.objective()
     assert (objective.lam, objective.noisy_mean, objective.switch_epoch) == (2.5, True, 3)
     assert recipe.objective("gaussian_augmentation").name == "gaussian_augmentation"
+
+
+def test_training_may_be_noisier_than_what_is_certified():
+    recipe = recipes.find("digits").replace(sigma=0.5, widen=1.1)
+    assert recipe.objective().sigma == pytest.approx(0.55)
+    assert recipe.objective("macer").sigma == recipe.objective().sigma
+    wider = comparing.Entry.parse("stepped_consistency:widen=1.2", recipe).recipe
+    assert wider.objective().sigma == pytest.approx(0.6)
+    # The step is of the noise that is certified.
+    assert wider.eps == 2 * wider.sigma == 1.0
+    assert jobs.smoothed(recipe, models.lenet((8, 8, 1))).sigma == 0.5
 
 
 @pytest.mark.parametrize("method", OLD)
@@ -78,6 +90,7 @@ def test_what_scales_with_the_epochs_is_what_a_method_says():
 @pytest.mark.parametrize(
     "field, value, message",
     [
+        ("widen", 2.5, r"widen must be a number in \(0, 2\], got 2.5"),
         ("sigma", 0, r"sigma must be a number in \(0, 10\), got 0"),
         ("r_max", 1.0, r"r_max must be a number in \[0, 1\), got 1.0"),
         ("epochs", 0, "epochs must be a whole number >= 1, got 0"),

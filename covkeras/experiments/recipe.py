@@ -119,6 +119,9 @@ class Recipe:
         1.0, "epochs of the reference, times the recipe's own: the same time where its steps cost less", 0
     )
     sigma: float = fields.sigma()
+    widen: float = fields.number(
+        1.0, "training's noise over the certified; above 1 for large radii, in long trainings", 0, 2, "right", "1:1.25"
+    )
     r_max: float = fields.r_max()
     label_noise: float = fields.number(0.0, "rate of pair flips of the training labels, i to i + 1", 0, 1, "left")
     augmentation: str = fields.choice("none", "random changes of the training images", AUGMENTATIONS)
@@ -255,9 +258,10 @@ class Recipe:
         return cls().with_method(method, **values)
 
     def objective(self, method: str | None = None) -> objectives.Objective:
-        """Builds the objective of `method` (by default the recipe's own) from the values it takes."""
+        """Builds the objective of `method` (by default the recipe's own) from the values it takes, for training: its
+        sigma is `widen` times the certified one."""
         recipe = self.with_method(method or self.method)
-        kind, values = objective_kind(recipe.method), recipe.values()
+        kind, values = objective_kind(recipe.method), {**recipe.values(), "sigma": recipe.sigma * recipe.widen}
         return kind(**{name: values[name] for name in kind.hyperparameters()})
 
 
