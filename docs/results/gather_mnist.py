@@ -61,27 +61,30 @@ def compare(rows: list[tuple[dict, Result]]) -> None:
 
 
 def over_seeds(rows: list[tuple[dict, Result]]) -> list[dict]:
-    """One row of a method's trainings that differ by their seeds alone: means over the seeds, differences image by
-    image."""
+    """One row of a method's trainings that differ by their seeds alone: means over the seeds, and differences from the
+    others' of the same seeds, image by image."""
     alike = {}
     for row, mine in rows:
         if row["split"] == "test":
-            alike.setdefault((row["sigma"], row["epochs"], row["rate"], row["label"]), []).append((row, mine))
+            key = (row["sigma"], row["epochs"], row["label"], row["rate"])
+            alike.setdefault(key, {})[row["seed"]] = row, mine
     found = []
-    for (sigma, epochs, rate, label), pairs in alike.items():
-        if len(pairs) < 2:
-            continue
-        each, mine = zip(*sorted(pairs, key=lambda pair: pair[0]["seed"]), strict=True)
-        row = {"at": f"sigma {sigma:g}", "label": label, "sigma": sigma, "epochs": epochs, "rate": rate}
-        means = [k for k in each[0] if k in ("ACR", "clean") or k.startswith("acc at")]
+    for (sigma, epochs, label, rate), of_seed in alike.items():
+        each, mine = zip(*(of_seed[seed] for seed in sorted(of_seed)), strict=True)
+        row = {"at": f"sigma {sigma:g}, {epochs} epochs, rate {rate:g}", "label": label, "sigma": sigma}
+        row |= {"epochs": epochs, "rate": rate, "seeds": len(each)}
+        means = [k for k in each[0] if k in ("ACR", "clean", "step cost") or k.startswith("acc at")]
         row |= {k: float(np.mean([r[k] for r in each])) for k in means}
         acr = np.array([r["ACR"] for r in each])
-        row |= {"seeds": len(each), "lowest": acr.min(), "highest": acr.max()}
-        others = sorted(alike.get((sigma, epochs, rate, "consistency"), []), key=lambda pair: pair[0]["seed"])
-        if label != "consistency" and len(others) == len(each):
-            row["over Consistency"], row["se"] = gains(mine, [result for _, result in others])
-            apart = acr - [r["ACR"] for r, _ in others]
-            row |= {"least": apart.min(), "most": apart.max(), "se of seeds": apart.std(ddof=1) / np.sqrt(len(apart))}
+        if len(each) > 1:
+            row |= {"lowest": acr.min(), "highest": acr.max()}
+        for other, (title, _) in OTHERS.items():
+            theirs = next((alike[k] for k in sorted(alike) if k[:3] == (sigma, epochs, other)), {})
+            if other != label and set(of_seed) <= set(theirs):
+                row[title], row[f"{title} se"] = gains(mine, [theirs[seed][1] for seed in sorted(of_seed)])
+                apart = acr - [theirs[seed][0]["ACR"] for seed in sorted(of_seed)]
+                if len(each) > 1:
+                    row |= {f"{title} least": apart.min(), f"{title} most": apart.max()}
         found.append(row)
     return found
 
@@ -103,8 +106,7 @@ def main() -> None:
         found = [row for row, _ in rows if row["split"] == split]
         if found:
             write(name, found, flags.machine)
-    if together := over_seeds(rows):
-        write("mnist_seeds", together, flags.machine)
+    write("mnist_seeds", over_seeds(rows), flags.machine)
 
 
 if __name__ == "__main__":
