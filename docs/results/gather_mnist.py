@@ -79,7 +79,9 @@ def over_seeds(rows: list[tuple[dict, Result]]) -> list[dict]:
         if len(each) > 1:
             row |= {"lowest": acr.min(), "highest": acr.max()}
         for other, (title, _) in OTHERS.items():
-            theirs = next((alike[k] for k in sorted(alike) if k[:3] == (sigma, epochs, other)), {})
+            # Of its own rate, where there is one, as in `compare`.
+            same = sorted((k for k in alike if k[:3] == (sigma, epochs, other)), key=lambda k: k[3] != rate)
+            theirs = alike[same[0]] if same else {}
             if other != label and set(of_seed) <= set(theirs):
                 row[title], row[f"{title} se"] = gains(mine, [theirs[seed][1] for seed in sorted(of_seed)])
                 apart = acr - [theirs[seed][0]["ACR"] for seed in sorted(of_seed)]
