@@ -21,7 +21,6 @@ OBJECTIVES = {
     # Calibrated gates are each replica's own.
     "adjoint_radius": lambda: objectives.AdjointRadius(0.25, gates="propagated", radius_every=2, consistency=2.0),
 }
-SHARED = OBJECTIVES | {"stepped_consistency": lambda: objectives.SteppedConsistency(0.25)}
 RADII = ("covariance_radius", "noisy_mean", "macer", "adjoint_radius")
 
 
@@ -36,13 +35,13 @@ def trained(objective, images, labels, strategy=None, batch=16, epochs=2):
     return [np.asarray(w) for w in trainer.classifier.get_weights()], history
 
 
-@pytest.mark.parametrize("name", SHARED)
+@pytest.mark.parametrize("name", OBJECTIVES)
 def test_two_replicas_equal_one_device(name, digits):
     images, labels = digits.floats(slice(64)), digits.labels[:64]
     strategy = devices.strategy("2")
     assert strategy.num_replicas_in_sync == 2
-    alone, history = trained(SHARED[name](), images, labels)
-    together, mirrored = trained(SHARED[name](), images, labels, strategy)
+    alone, history = trained(OBJECTIVES[name](), images, labels)
+    together, mirrored = trained(OBJECTIVES[name](), images, labels, strategy)
     for a, b in zip(alone, together, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
     assert history.keys() == mirrored.keys()
@@ -108,37 +107,13 @@ def test_lam_is_switched_on_at_its_epoch(digits):
 
 
 def test_noise_is_a_function_of_seed_and_step(digits):
-    plain = objectives.GaussianAugmentation(0.25)
-    batch = shared(tf.constant(digits.floats(slice(4))), tf.zeros(4, tf.int64), None, None)
-    first, again, later = (batch.noise(plain, 5, step).numpy() for step in (7, 7, 8))
+    trainer = CertifiedTrainer(small_classifier(), objectives.GaussianAugmentation(0.25), seed=5)
+    images = shared(tf.constant(digits.floats(slice(4))), tf.zeros(4, tf.int64), None, None)
+    first, again, later = (trainer._noise(images, step).numpy() for step in (7, 7, 8))
     assert np.array_equal(first, again) and not np.array_equal(first, later)
     assert first.shape == (1, 4, 8, 8, 1)
-    assert not np.array_equal(first, batch.noise(plain, 6, 7))
-
-
-@pytest.mark.parametrize("count", [1, 5])
-def test_an_images_two_samples_are_its_own_and_the_next_images(rng, count):
-    """An image's samples are independent, one alone in its batch too: two replicas' parts are those of the whole."""
-    ours, images = objectives.SteppedConsistency(0.25), tf.zeros((count, 8, 8, 1))
-    batch = shared(images, tf.zeros(count, tf.int64), None, None)
-    noise = batch.noise(ours, 0, 3).numpy()
-    assert noise.shape == (2, count, 8, 8, 1)
-    assert np.array_equal(noise[0, 1:], noise[1, :-1])
-    assert not any(np.array_equal(noise[0, i], noise[1, j]) for i in range(count) for j in range(count) if i != j + 1)
-    parts = []
-    for start, stop in ((0, count // 2), (count // 2, count)):
-        part = batch._replace(images=images[start:stop], total=tf.constant(float(count)), start=start, replicas=2)
-        parts.append(part.noise(ours, 0, 3).numpy())
-    assert np.array_equal(np.concatenate(parts, 1), noise)
-
-
-def test_an_images_two_samples_are_standard_normal_and_uncorrelated():
-    """Of 2 x 65,536 numbers; each bound is 6 standard errors: false alarms below 1e-8."""
-    batch = shared(tf.zeros((1024, 8, 8, 1)), tf.zeros(1024, tf.int64), None, None)
-    first, second = batch.noise(objectives.SteppedConsistency(0.25), 0, 0).numpy().astype(np.float64).reshape(2, -1)
-    bound = 6 / first.size**0.5
-    assert abs(first.mean()) < bound and abs(second.mean()) < bound and abs((first * second).mean()) < bound
-    assert abs(first.var() - 1) < 2**0.5 * bound and abs(second.var() - 1) < 2**0.5 * bound
+    other = CertifiedTrainer(small_classifier(), objectives.GaussianAugmentation(0.25), seed=6)
+    assert not np.array_equal(first, other._noise(images, 7))
 
 
 def test_compiled_loops_equal_plain_ones(rng):

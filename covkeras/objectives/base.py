@@ -41,15 +41,12 @@ class Objective:
 
     Attributes:
         name: of the method. sigma: noise level. lam: weight of the robustness loss, from epoch `switch_epoch` on.
-        copies: noise samples per image that a step needs. neighbours: an image's second sample is the next image's
-            first, and so on: an image's own are independent all the same, and a step draws one an image. denoises:
-            whether it trains a denoiser in front of a frozen classifier. labelled: whether its loss needs labels;
-            without, batches may be images alone.
+        copies: noise samples per image that a step needs. denoises: whether it trains a denoiser in front of a frozen
+            classifier. labelled: whether its loss needs labels; without, batches may be images alone.
     """
 
     name = ""
     copies = 0
-    neighbours = False
     denoises = False
     labelled = True
     lam = 0.0

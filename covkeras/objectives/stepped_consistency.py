@@ -14,15 +14,13 @@ class SteppedConsistency(Objective):
     """Consistency's loss of f(x + d_1) and f(x + d_2*), d_2* = d_2 + eps g / |g| brought back to d_2's norm.
 
     g: the gradient of the first copy's cross-entropy by the image, from the pass that is made anyway. d_1, d_2:
-    independent noise, d_2 the next image's d_1; or, with one_noise, the same. only_right: an image whose first copy is
-    misclassified takes d_2 as it is: a hard image is not made harder. detached: the divergence is KL(F_1 || F_2), F_1 a
-    constant there and in the entropy, so that the first copy's one backward pass gives the direction and the weights'
-    gradient.
+    independent noise; or, with one_noise, the same. only_right: an image whose first copy is misclassified takes d_2 as
+    it is: a hard image is not made harder. detached: the divergence is KL(F_1 || F_2), F_1 a constant there and in the
+    entropy, so that the first copy's one backward pass gives the direction and the weights' gradient.
     """
 
     name = "stepped_consistency"
     copies = 2
-    neighbours = True
 
     lam: float = fields.number(2.0, "weight of the divergence between copies", 0, closed="left", search="0:20")
     eta: float = fields.number(0.5, "weight of the entropy of the copies' mean", 0, closed="left", search="0:1")

@@ -33,24 +33,6 @@ class Batch(NamedTuple):
         """The values without those of the black image."""
         return values if self.replicas == 1 else values[: tf.shape(values)[0] * tf.minimum(self.count, 1)]
 
-    def noise(self, objective, seed: int, step):
-        """(copies, batch, ...) standard normals: this replica's part of a step's noise; None where there is none."""
-        if not objective.copies:
-            return None
-        images, mine = self.images, tf.shape(self.images)[0]
-        # A black image in an empty part's place gets noise from beyond the others'.
-        total = tf.maximum(tf.cast(self.total, tf.int32), self.start + mine)
-        # Neighbours' samples are windows of one sequence, each an image further on.
-        drawn = [1, total + objective.copies - 1] if objective.neighbours else [objective.copies, total]
-        shape = tf.concat([drawn, tf.shape(images)[1:]], 0)
-        seed = tf.stack([tf.cast(seed, tf.int64), tf.cast(step, tf.int64)])
-        noise = tf.random.stateless_normal(shape, seed, alg="philox")
-        if objective.neighbours:
-            noise = tf.stack([noise[0, self.start + i :][:mine] for i in range(objective.copies)])
-        elif self.replicas > 1:
-            noise = noise[:, self.start : self.start + mine]
-        return tf.ensure_shape(noise, [objective.copies, *images.shape])
-
 
 def shared(images, labels, weights, targets) -> Batch:
     """The batch with its place among the replicas': their parts of the last batch may be unequal, or empty."""

@@ -198,7 +198,7 @@ class CertifiedTrainer(keras.Model):
                 "use fit."
             )
         batch = self._checked(data)
-        noise = batch.noise(self.objective, self.seed, self.noise_step)
+        noise = self._noise(batch, self.noise_step)
         self.noise_step.assign_add(1)
         if self._compiled_descent:
             with tf.init_scope():
@@ -224,7 +224,7 @@ class CertifiedTrainer(keras.Model):
     def test_step(self, data):
         batch = self._checked(data)
         context = Context(kernels=COMPILED, regularise=True)
-        return self._update(batch, *self._evaluated(batch, batch.noise(self.objective, self.seed, 0), context))
+        return self._update(batch, *self._evaluated(batch, self._noise(batch, 0), context))
 
     @property
     def current_lam(self) -> float:
@@ -298,6 +298,21 @@ class CertifiedTrainer(keras.Model):
                 compiled.update_state(batch.targets, terms.logits, weights)
             results = {**compiled.result(), **results}
         return results
+
+    def _noise(self, batch: Batch, step):
+        """(copies, batch, ...) standard normals: this replica's part of the step's noise."""
+        copies, images = self.objective.copies, batch.images
+        if copies == 0:
+            return None
+        # A black image in an empty part's place gets noise from beyond the others'.
+        mine = tf.shape(images)[0]
+        total = tf.maximum(tf.cast(batch.total, tf.int32), batch.start + mine)
+        seed = tf.stack([tf.cast(self.seed, tf.int64), tf.cast(step, tf.int64)])
+        shape = tf.concat([[copies, total], tf.shape(images)[1:]], 0)
+        noise = tf.random.stateless_normal(shape, seed, alg="philox")
+        if batch.replicas > 1:
+            noise = noise[:, batch.start : batch.start + mine]
+        return tf.ensure_shape(noise, [copies, *images.shape])
 
     def _checked(self, data) -> Batch:
         """A batch, checked, with its place among the replicas'."""
