@@ -57,6 +57,7 @@ from covkeras.training.trainer import CertifiedTrainer  # noqa: E402
 
 CASES = {
     "lenet": (models.lenet, 128),
+    "lenet_5x5": (models.lenet_5x5, 256),
     "lenet_5x5 bfloat16": (models.lenet_5x5, 256),
     "narrow_resnet": (models.narrow_resnet, 128),
     "resnet 64": (models.preact_resnet18, 64),

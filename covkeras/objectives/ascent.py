@@ -5,6 +5,7 @@ from covkeras.objectives.copies import logits_of
 from covkeras.runtime.later import Later
 
 ops, gradients = Later("keras.ops"), Later("covkeras.moments.gradients")
+image_gradients = Later("covkeras.moments.image_gradients")
 
 _WARMUP = {"mnist": (10 / 90,) * 3, "cifar10": (10 / 150,) * 3}
 
@@ -17,12 +18,18 @@ def smoothed_loss(classifier, labels, noise, sigma: float):
     """
 
     def loss(x):
-        logits = logits_of(classifier, x, noise=noise, sigma=sigma, training=False)
+        logits = attacked_logits(classifier, x, noise=noise, sigma=sigma)
         mean = ops.mean(ops.softmax(logits), 0)
         chosen = ops.take_along_axis(mean, ops.cast(ops.expand_dims(labels, -1), "int32"), -1)
         return -ops.sum(ops.log(ops.maximum(chosen, 1e-30))), mean
 
     return loss
+
+
+def attacked_logits(classifier, x, noise, sigma: float):
+    """As `logits_of`, outside training, where the gradient by x or the noise is wanted."""
+    with image_gradients.quick_to_image(classifier):
+        return logits_of(classifier, x, noise=noise, sigma=sigma, training=False)
 
 
 def stepped(x, loss, length, instead):

@@ -1,6 +1,6 @@
 """CAT-RS (Jeong, Kim, Shin, AAAI 2023): training that looks at how sure an image's smoothed prediction is."""
 
-from covkeras.objectives.ascent import restored, turned, uniforms, within
+from covkeras.objectives.ascent import attacked_logits, restored, turned, uniforms, within
 from covkeras.objectives.base import Step, nearest
 from covkeras.objectives.copies import logits_of
 from covkeras.objectives.teachers import Taught
@@ -61,7 +61,7 @@ class CatRs(Taught):
         """d*, (M, batch, h, w, c)."""
 
         def loss(d):
-            logits = logits_of(self.classifier, images, noise=d, sigma=1.0, training=False)
+            logits = attacked_logits(self.classifier, images, noise=d, sigma=1.0)
             return ops.sum(divergence(wanted, logits)), logits
 
         d = start

@@ -3,7 +3,7 @@ drawn more often."""
 
 import numpy as np
 
-from covkeras.objectives.ascent import one_each, renewed, turned
+from covkeras.objectives.ascent import attacked_logits, one_each, renewed, turned
 from covkeras.objectives.base import Objective, Step, nearest
 from covkeras.objectives.copies import logits_of
 from covkeras.objectives.terms import Terms, cross_entropy, is_right
@@ -82,7 +82,7 @@ class SphereAttack(Objective):
         """d*, (M, batch, h, w, c)."""
 
         def loss(d):
-            logits = logits_of(self.classifier, images, noise=d, sigma=1.0, training=False)
+            logits = attacked_logits(self.classifier, images, noise=d, sigma=1.0)
             return sum(ops.sum(cross_entropy(labels, logits[i])) for i in range(self.num_copies)), logits
 
         d = start

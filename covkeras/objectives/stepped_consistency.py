@@ -8,6 +8,7 @@ from covkeras.runtime import fields
 from covkeras.runtime.later import Later
 
 ops, gradients = Later("keras.ops"), Later("covkeras.moments.gradients")
+image_gradients = Later("covkeras.moments.image_gradients")
 
 
 class SteppedConsistency(Objective):
@@ -61,7 +62,8 @@ class SteppedConsistency(Objective):
         """The first copy's logits, its cross-entropy (batch,), and the gradient of that by the image."""
 
         def total(x):
-            logits = ops.cast(self.classifier(x, training=context.training), "float32")
+            with image_gradients.quick_to_image(self.classifier):
+                logits = ops.cast(self.classifier(x, training=context.training), "float32")
             each = cross_entropy(labels, logits)
             return ops.sum(each), (logits, each)
 
