@@ -1,7 +1,10 @@
 """Classifiers from elsewhere: what `adapt` makes of them answers as they do, and is certified and exported as it is."""
 
+import shutil
+import zipfile
 from pathlib import Path
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -168,6 +171,32 @@ def test_the_program_certifies_a_saved_model_of_other_pixels(tmp_path):
     assert refused.returncode == 2 and "covkeras.adapt(classifier, ends_in='softmax')" in refused.stderr
     nothing = call_program(program, tmp_path, *budget, "--out", tmp_path / "no.tsv")
     assert nothing.returncode == 2 and "neither a .keras or .h5 file nor a folder" in nothing.stderr
+
+
+def test_a_keras_file_by_another_name_or_unpacked_is_told_apart(tmp_path):
+    classifier = small_classifier()
+    classifier.save(tmp_path / "mine.keras")
+    (tmp_path / "mine.keras").rename(tmp_path / "mine.zip")
+    shutil.copy(tmp_path / "mine.zip", tmp_path / "MINE.KERAS")
+    with zipfile.ZipFile(tmp_path / "mine.zip") as packed:
+        packed.extractall(tmp_path / "unpacked")
+    with h5py.File(tmp_path / "mine.bak", "w") as file:
+        file["x"] = 0
+    with zipfile.ZipFile(tmp_path / "photos.zip", "w") as other:
+        other.writestr("a.txt", "a")
+    for name, remedy in (
+        ("mine.zip", "It is a .keras file by another name: give it one that ends in .keras."),
+        ("MINE.KERAS", "It is a .keras file by another name: give it one that ends in .keras."),
+        ("mine.bak", "It is an .h5 file by another name: give it one that ends in .h5."),
+        ("unpacked", r"It is an unpacked .keras file: pack it again, \(cd .*unpacked && zip -r ../mine.keras .\)."),
+        ("photos.zip", "nor a folder with a saved_model.pb.$"),
+    ):
+        with pytest.raises(ValueError, match=remedy):
+            ck.adapt(tmp_path / name)
+    # The remedy for the folder works.
+    packed = shutil.make_archive(str(tmp_path / "again"), "zip", tmp_path / "unpacked")
+    Path(packed).rename(tmp_path / "again.keras")
+    assert ck.adapt(tmp_path / "again.keras").output_shape == classifier.output_shape
 
 
 def test_channels_first_is_named_with_its_remedy(tmp_path):

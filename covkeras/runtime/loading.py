@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import zipfile
 from pathlib import Path
 
@@ -59,11 +60,28 @@ def remedy_for(path: str) -> str:
     if os.path.basename(path) == "saved_model.pb":
         return f"Name the folder that it lies in, {os.path.dirname(path) or '.'}."
     if os.path.isdir(path):
+        if _parts_of_keras(os.listdir(path)):
+            return f"It is an unpacked .keras file: pack it again, (cd {shlex.quote(path)} && zip -r ../mine.keras .)."
         below = (file for depth in ("*", "*/*", "*/*/*") for file in sorted(Path(path).glob(depth)))
         whole = (f for f in below if not f.name.endswith(".weights.h5"))
         found = next((f for f in whole if f.name == "saved_model.pb" or is_keras_file(f)), None)
         return f"Name what is in it, such as {found if is_keras_file(found) else found.parent}." if found else ""
+    if ending := _own_ending(path):
+        return f"It is {ending} file by another name: give it one that ends in {ending.split()[1]}."
     return next((remedy for endings, remedy in _REMEDIES.items() if path.lower().endswith(endings)), "")
+
+
+def _own_ending(path: str) -> str:
+    """What a file is whose name doesn't say so: "a .keras" or "an .h5"; else nothing."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as packed:
+            return "a .keras" if _parts_of_keras(packed.namelist()) else ""
+    with open(path, "rb") as file:
+        return "an .h5" if file.read(8) == b"\x89HDF\r\n\x1a\n" else ""
+
+
+def _parts_of_keras(names) -> bool:
+    return {"config.json", "metadata.json", "model.weights.h5"} <= set(names)
 
 
 def _reason(message: str) -> str:
