@@ -180,7 +180,8 @@ def _class_numbers(targets, classes: int, batch) -> tuple:
 def _from_one_hot(targets) -> tuple:
     labels = tf.argmax(targets, -1, tf.int64)
     exact = tf.reduce_all(targets == tf.one_hot(labels, targets.shape[-1], dtype=targets.dtype))
-    text = "labels must be class numbers or one-hot rows, a single 1 in each (soft labels are not), got rows such as"
+    text = "labels must be class numbers or one-hot rows, a single 1 in each (no soft labels: leave label smoothing "
+    text += "and mixing of images out), got rows such as"
     return labels, [tf.debugging.Assert(exact, [text, targets[:1]])]
 
 
