@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from covkeras.certification.certificates import ABSTAIN, Certificates
 from covkeras.certification.smoothing import SmoothedClassifier
+from covkeras.moments.image_gradients import quick_to_image
 from covkeras.runtime.validation import check_count
 
 
@@ -78,7 +79,7 @@ def _ascend(classifier, image, label, radius, steps, noise) -> np.ndarray:
 @tf.function(reduce_retracing=True)
 def _slope(classifier, image, label, noise):
     """The gradient of -log of the mean probability of the label."""
-    with tf.GradientTape() as tape:
+    with tf.GradientTape() as tape, quick_to_image(classifier):
         tape.watch(image)
         logits = tf.cast(classifier(image + noise, training=False), tf.float32)
         loss = -tf.reduce_logsumexp(tf.nn.log_softmax(logits)[:, label])
