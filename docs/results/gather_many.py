@@ -51,10 +51,10 @@ def only(result: Result, images: np.ndarray) -> Result:
 
 
 def row_of(method: str, mine: list[Result], theirs: list[Result], sigma: float) -> dict:
-    """The means over a method's trainings, and its difference from Consistency's of the same seeds."""
+    """The means over a method's trainings, and its difference from Consistency's, where it has the same seeds."""
     acr = np.array([average_certified_radius(r.certificates, r.labels) for r in mine])
     row = {"method": method, "trainings": len(mine), "ACR": float(acr.mean())}
-    if mine is not theirs:
+    if len(mine) == len(theirs):
         row["over Consistency"], row["se"] = gains(mine, theirs)
         apart = acr - [average_certified_radius(r.certificates, r.labels) for r in theirs]
         row |= {"least": float(apart.min()), "most": float(apart.max())}
@@ -79,8 +79,8 @@ def rows_of(logs: dict) -> list[dict]:
                 if at == (sigma, n):
                     of.setdefault(method, {})[seed] = only(result, chosen)
             for method, trainings in of.items():
-                mine, theirs = list(trainings.values()), [of[BASE][seed] for seed in trainings]
-                theirs = mine if method == BASE else theirs
+                known = of.get(BASE, {}) if method != BASE else {}
+                mine, theirs = list(trainings.values()), [known[seed] for seed in trainings if seed in known]
                 row = {"at": f"sigma {sigma:g}", "n": f"{n:,}", "images": len(chosen), "sigma": sigma}
                 rows.append(row | row_of(method, mine, theirs, sigma))
     return rows
