@@ -17,6 +17,8 @@ groups, the last was 0.79 (0.78 to 0.83); with 16 at a time it is 0.88 (0.84 to 
 and 64 images. What is left there is what an operation costs, whatever its size, and what the draw takes from the
 forward pass beside it. Batches of 2,048 would give 3 % more votes a second. With four or eight threads between
 operations (TF_NUM_INTEROP_THREADS) the ratio is 0.91 to 0.95 there, by slower forward passes: no more votes a second.
+A single stream's bits compiled by XLA, with the look-up in the same loop or apart, leave it as it is (0.85 to 0.86, and
+0.85 to 0.87 without, in turns).
 
 "Blocks of 16" are a sequential test's batches, each slot another image's: 0.84 (8 x 8, where fixed n had as much in the
 same runs), 0.91 (LeNet), 0.86 (bfloat16, before the bits were compiled; since then 0.83, 0.77 to 0.89, on a busy day).
