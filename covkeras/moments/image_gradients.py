@@ -10,6 +10,9 @@ import contextlib
 from collections.abc import Iterator
 
 import keras
+from keras import ops
+
+from covkeras.moments.gradients import custom_gradient
 
 BLOCK = 4
 SMALLEST = 5
@@ -55,7 +58,7 @@ def _in_blocks(layer):
 
     padding = layer.padding.upper()
 
-    @tf.custom_gradient
+    @custom_gradient
     def convolved(inputs, kernel):
         def gradient(slopes):
             by_kernel = tf.raw_ops.Conv2DBackpropFilter(
@@ -84,19 +87,16 @@ def by_image(slopes, kernel, size, padding: str):
     slopes: the gradient by its output, (batch, ..., ..., channels). size: the image's height and width. padding: "SAME"
     or "VALID", as TensorFlow has it.
     """
-    import tensorflow as tf
-
-    turned, margins = kernel[::-1, ::-1], []
+    turned, margins = ops.squeeze(kernel[::-1, ::-1], 2), []
     for side, length, known in zip(kernel.shape[:2], size, slopes.shape[1:3], strict=True):
         before = side - 1 - ((side - 1) // 2 if padding == "SAME" else 0)
         blocks = -(-length // BLOCK)
         margins.append([before, BLOCK * blocks + side - 1 - before - known])
-    moved = [
-        tf.pad(turned, [[row, BLOCK - 1 - row], [column, BLOCK - 1 - column], [0, 0], [0, 0]])
-        for row in range(BLOCK)
-        for column in range(BLOCK)
-    ]
-    stacked = tf.stack([tf.squeeze(one, 2) for one in moved], -1)
-    padded = tf.pad(slopes, [[0, 0], *margins, [0, 0]])
-    found = tf.nn.depth_to_space(tf.nn.conv2d(padded, stacked, BLOCK, "VALID"), BLOCK)
-    return found[:, : size[0], : size[1]]
+    places = [[place, BLOCK - 1 - place] for place in range(BLOCK)]
+    moved = [ops.pad(turned, [row, column, [0, 0]]) for row in places for column in places]
+    padded = ops.pad(slopes, [[0, 0], *margins, [0, 0]])
+    found = ops.conv(padded, ops.stack(moved, -1), BLOCK, "valid", data_format="channels_last")
+    # A block's channels are its rows' pixels.
+    (rows, columns), axes = found.shape[1:3], (0, 1, 3, 2, 4)
+    found = ops.transpose(ops.reshape(found, (-1, rows, columns, BLOCK, BLOCK)), axes)
+    return ops.reshape(found, (-1, BLOCK * rows, BLOCK * columns, 1))[:, : size[0], : size[1]]

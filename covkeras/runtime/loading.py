@@ -67,17 +67,18 @@ def remedy_for(path: str) -> str:
         found = next((f for f in whole if f.name == "saved_model.pb" or is_keras_file(f)), None)
         return f"Name what is in it, such as {found if is_keras_file(found) else found.parent}." if found else ""
     if ending := _own_ending(path):
-        return f"It is {ending} file by another name: give it one that ends in {ending.split()[1]}."
+        article = "an" if ending == ".h5" else "a"
+        return f"It is {article} {ending} file by another name: give it one that ends in {ending}."
     return next((remedy for endings, remedy in _REMEDIES.items() if path.lower().endswith(endings)), "")
 
 
 def _own_ending(path: str) -> str:
-    """What a file is whose name doesn't say so: "a .keras" or "an .h5"; else nothing."""
+    """The ending of a Keras file whose name has another; else nothing."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as packed:
-            return "a .keras" if _parts_of_keras(packed.namelist()) else ""
+            return ".keras" if _parts_of_keras(packed.namelist()) else ""
     with open(path, "rb") as file:
-        return "an .h5" if file.read(8) == b"\x89HDF\r\n\x1a\n" else ""
+        return ".h5" if file.read(8) == b"\x89HDF\r\n\x1a\n" else ""
 
 
 def _parts_of_keras(names) -> bool:
