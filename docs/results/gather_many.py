@@ -13,11 +13,11 @@ import re
 from pathlib import Path
 
 import numpy as np
+from gather_mnist import differences
 
 from covkeras.certification.certificates import Certificates, average_certified_radius, certified_accuracy
 from covkeras.certification.logs import sorted_certificates
 from covkeras.experiments.result import Result, steps_to
-from covkeras.reports.comparison import gains
 
 OUT = Path(__file__).parent / "data" / "mnist_many.json"
 BASE = "consistency"
@@ -52,12 +52,10 @@ def only(result: Result, images: np.ndarray) -> Result:
 
 def row_of(method: str, mine: list[Result], theirs: list[Result], sigma: float) -> dict:
     """The means over a method's trainings, and its difference from Consistency's, where it has the same seeds."""
-    acr = np.array([average_certified_radius(r.certificates, r.labels) for r in mine])
-    row = {"method": method, "trainings": len(mine), "ACR": float(acr.mean())}
+    acr = np.mean([average_certified_radius(r.certificates, r.labels) for r in mine])
+    row = {"method": method, "trainings": len(mine), "ACR": float(acr)}
     if len(mine) == len(theirs):
-        row["over Consistency"], row["se"] = gains(mine, theirs)
-        apart = acr - [average_certified_radius(r.certificates, r.labels) for r in theirs]
-        row |= {"least": float(apart.min()), "most": float(apart.max())}
+        row |= differences("over Consistency", mine, theirs)
     radii = steps_to(3.8 * sigma, max(0.25, sigma / 2), 8)
     accuracy = np.mean([certified_accuracy(r.certificates, r.labels, radii) for r in mine], 0)
     return row | {f"acc at {radius:g}": float(a) for radius, a in zip(radii, accuracy, strict=True)}
@@ -70,10 +68,8 @@ def rows_of(logs: dict) -> list[dict]:
         images[at] = np.intersect1d(images.get(at, result.indices), result.indices)
     rows = []
     for (sigma, n), every in sorted(images.items()):
-        sets = {tuple(every): every}
-        few = images[max(at for at in images if at[0] == sigma)]
-        sets.setdefault(tuple(np.intersect1d(every, few)), np.intersect1d(every, few))
-        for chosen in sets.values():
+        few = np.intersect1d(every, images[max(at for at in images if at[0] == sigma)])
+        for chosen in [every, few] if len(few) < len(every) else [every]:
             of = {}
             for (at, method, seed), result in sorted(logs.items()):
                 if at == (sigma, n):

@@ -8,6 +8,7 @@ Each COMPARISON is a folder of `covkeras compare`. Differences are image by imag
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,16 @@ def compare(rows: list[tuple[dict, Result]]) -> None:
                 row[title], row[f"{title} se"] = gains([mine], [same[0][1]])
 
 
+def differences(title: str, mine: Sequence[Result], theirs: Sequence[Result]) -> dict:
+    """Of trainings of the same seeds: image by image, the seeds averaged, and of several the least and the most."""
+    gain, se = gains(mine, theirs)
+    found = {title: gain, f"{title} se": se}
+    if len(mine) > 1:
+        each = [gains([one], [other])[0] for one, other in zip(mine, theirs, strict=True)]
+        found |= {f"{title} least": min(each), f"{title} most": max(each)}
+    return found
+
+
 def over_seeds(rows: list[tuple[dict, Result]]) -> list[dict]:
     """One row of a method's trainings that differ by their seeds alone: means over the seeds, and differences from the
     others' of the same seeds, image by image."""
@@ -83,10 +94,7 @@ def over_seeds(rows: list[tuple[dict, Result]]) -> list[dict]:
             same = sorted((k for k in alike if k[:3] == (sigma, epochs, other)), key=lambda k: k[3] != rate)
             theirs = alike[same[0]] if same else {}
             if other != label and set(of_seed) <= set(theirs):
-                row[title], row[f"{title} se"] = gains(mine, [theirs[seed][1] for seed in sorted(of_seed)])
-                apart = acr - [theirs[seed][0]["ACR"] for seed in sorted(of_seed)]
-                if len(each) > 1:
-                    row |= {f"{title} least": apart.min(), f"{title} most": apart.max()}
+                row |= differences(title, mine, [theirs[seed][1] for seed in sorted(of_seed)])
         found.append(row)
     return found
 
