@@ -107,13 +107,11 @@ def test_lam_is_switched_on_at_its_epoch(digits):
 
 
 def test_noise_is_a_function_of_seed_and_step(digits):
-    trainer = CertifiedTrainer(small_classifier(), objectives.GaussianAugmentation(0.25), seed=5)
-    images = shared(tf.constant(digits.floats(slice(4))), tf.zeros(4, tf.int64), None, None)
-    first, again, later = (trainer._noise(images, step).numpy() for step in (7, 7, 8))
-    assert np.array_equal(first, again) and not np.array_equal(first, later)
-    assert first.shape == (1, 4, 8, 8, 1)
-    other = CertifiedTrainer(small_classifier(), objectives.GaussianAugmentation(0.25), seed=6)
-    assert not np.array_equal(first, other._noise(images, 7))
+    batch = shared(tf.constant(digits.floats(slice(4))), tf.zeros(4, tf.int64), None, None)
+    first, again, later, other = (batch.noise(1, *place).numpy() for place in ((5, 7), (5, 7), (5, 8), (6, 7)))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, later) and not np.array_equal(first, other)
+    assert first.shape == (1, 4, 8, 8, 1) and batch.noise(0, 5, 7) is None
 
 
 def test_compiled_loops_equal_plain_ones(rng):

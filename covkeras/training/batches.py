@@ -33,6 +33,32 @@ class Batch(NamedTuple):
         """The values without those of the black image."""
         return values if self.replicas == 1 else values[: tf.shape(values)[0] * tf.minimum(self.count, 1)]
 
+    def share_of_mean(self, values, every: int = 1):
+        """The sum of the weighted values, of every so manieth image, over the number of all replicas' values."""
+        if self.weights is not None:
+            values = values * self.own(self.weights)[::every]
+        if self.replicas == 1:
+            return tf.reduce_mean(values)
+        total = self.total
+        if every > 1:
+            context = tf.distribute.get_replica_context()
+            total = context.all_reduce(tf.distribute.ReduceOp.SUM, tf.cast(tf.shape(values)[0], tf.float32))
+        return tf.reduce_sum(values) / total
+
+    def noise(self, copies: int, seed, step):
+        """(copies, batch, ...) standard normals, this replica's part of the step's noise; None of no copies."""
+        if copies == 0:
+            return None
+        # A black image in an empty part's place gets noise from beyond the others'.
+        mine = tf.shape(self.images)[0]
+        total = tf.maximum(tf.cast(self.total, tf.int32), self.start + mine)
+        place = tf.stack([tf.cast(seed, tf.int64), tf.cast(step, tf.int64)])
+        shape = tf.concat([[copies, total], tf.shape(self.images)[1:]], 0)
+        noise = tf.random.stateless_normal(shape, place, alg="philox")
+        if self.replicas > 1:
+            noise = noise[:, self.start : self.start + mine]
+        return tf.ensure_shape(noise, [copies, *self.images.shape])
+
 
 def shared(images, labels, weights, targets) -> Batch:
     """The batch with its place among the replicas': their parts of the last batch may be unequal, or empty."""

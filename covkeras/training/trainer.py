@@ -198,7 +198,7 @@ class CertifiedTrainer(keras.Model):
                 "use fit."
             )
         batch = self._checked(data)
-        noise = self._noise(batch, self.noise_step)
+        noise = batch.noise(self.objective.copies, self.seed, self.noise_step)
         self.noise_step.assign_add(1)
         if self._compiled_descent:
             with tf.init_scope():
@@ -224,7 +224,8 @@ class CertifiedTrainer(keras.Model):
     def test_step(self, data):
         batch = self._checked(data)
         context = Context(kernels=COMPILED, regularise=True)
-        return self._update(batch, *self._evaluated(batch, self._noise(batch, 0), context))
+        noise = batch.noise(self.objective.copies, self.seed, 0)
+        return self._update(batch, *self._evaluated(batch, noise, context))
 
     @property
     def current_lam(self) -> float:
@@ -251,9 +252,9 @@ class CertifiedTrainer(keras.Model):
         terms = self.objective(batch.images, batch.labels, noise, context)
         # An image's numbers are float32 from here on, of a classifier in float64 too.
         terms = Terms(*(batch.own(_narrow(t)) if tf.is_tensor(t) else t for t in terms))
-        loss = self._share_of_mean(batch, terms.classification)
+        loss = batch.share_of_mean(terms.classification)
         if terms.robustness is not None:
-            robustness = self._share_of_mean(batch, terms.robustness, terms.every)
+            robustness = batch.share_of_mean(terms.robustness, terms.every)
             loss = loss + tf.cast(self.lam, tf.float32) * robustness
         # Weights' regularisers, and the activities' that the objective's calls of the classifier left behind.
         extra = self.classifier.losses
@@ -261,18 +262,6 @@ class CertifiedTrainer(keras.Model):
         if extra:
             loss = loss + regularisers / batch.replicas
         return terms._replace(every=None), regularisers, loss
-
-    def _share_of_mean(self, batch: Batch, values, every: int = 1):
-        """The sum of the weighted values over the number of all replicas' values."""
-        if batch.weights is not None:
-            values = values * batch.own(batch.weights)[::every]
-        if batch.replicas == 1:
-            return tf.reduce_mean(values)
-        total = batch.total
-        if every > 1:
-            context = tf.distribute.get_replica_context()
-            total = context.all_reduce(tf.distribute.ReduceOp.SUM, tf.cast(tf.shape(values)[0], tf.float32))
-        return tf.reduce_sum(values) / total
 
     def _update(self, batch: Batch, terms: Terms, regularisers, loss):
         # Shares add up to the batch's loss, which counts as often as the batch has images.
@@ -298,21 +287,6 @@ class CertifiedTrainer(keras.Model):
                 compiled.update_state(batch.targets, terms.logits, weights)
             results = {**compiled.result(), **results}
         return results
-
-    def _noise(self, batch: Batch, step):
-        """(copies, batch, ...) standard normals: this replica's part of the step's noise."""
-        copies, images = self.objective.copies, batch.images
-        if copies == 0:
-            return None
-        # A black image in an empty part's place gets noise from beyond the others'.
-        mine = tf.shape(images)[0]
-        total = tf.maximum(tf.cast(batch.total, tf.int32), batch.start + mine)
-        seed = tf.stack([tf.cast(self.seed, tf.int64), tf.cast(step, tf.int64)])
-        shape = tf.concat([[copies, total], tf.shape(images)[1:]], 0)
-        noise = tf.random.stateless_normal(shape, seed, alg="philox")
-        if batch.replicas > 1:
-            noise = noise[:, batch.start : batch.start + mine]
-        return tf.ensure_shape(noise, [copies, *images.shape])
 
     def _checked(self, data) -> Batch:
         """A batch, checked, with its place among the replicas'."""
