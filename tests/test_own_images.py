@@ -1,5 +1,6 @@
 """Data sets of one's own: an .npz of arrays, and a folder of image files, a sub-folder a class."""
 
+import contextlib
 import hashlib
 import json
 from pathlib import Path
@@ -246,6 +247,22 @@ def test_arrays_in_the_order_of_their_classes_are_said(tmp_path, rng):
     np.savez(tmp_path / "b.npz", **shown)
     with pytest.warns(UserWarning, match="^the validation images of .*b.npz are in the order of their classes"):
         datasets.load(str(tmp_path / "b.npz"), "validation")
+
+
+@pytest.mark.parametrize("order", ["descending", "in blocks", "sorted twice", "in runs", "mixed", "alternating"])
+def test_runs_of_a_class_are_said_and_chance_is_not(order, tmp_path, rng):
+    labels = {
+        "descending": np.repeat([3, 2, 1, 0], 6),
+        "in blocks": np.repeat([2, 0, 3, 1], 6),
+        "sorted twice": np.tile(np.repeat(np.arange(4), 25), 2),
+        "in runs": np.repeat(rng.integers(0, 4, 20), 10),
+        "mixed": rng.integers(0, 4, 200),
+        "alternating": np.tile(np.arange(4), 6),
+    }[order]
+    np.savez(tmp_path / "a.npz", images=rng.integers(0, 256, (len(labels), 4, 4)).astype(np.uint8), labels=labels)
+    said = order not in ("mixed", "alternating")
+    with pytest.warns(UserWarning, match="in the order of their classes") if said else contextlib.nullcontext():
+        datasets.load(str(tmp_path / "a.npz"), "test")
 
 
 def test_the_first_training_images_are_of_all_classes_however_they_are_stored(tmp_path, rng):

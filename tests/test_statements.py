@@ -1,5 +1,7 @@
 """What certificates of some images say of all, against scipy and by simulation where the truth is known."""
 
+import json
+
 import numpy as np
 import pytest
 import scipy.stats
@@ -130,3 +132,17 @@ def test_reports_say_it_with_the_alpha_that_is_known(tmp_path, capsys):
         "0.941" in capsys.readouterr().out
         and "What the images say of all" in (tmp_path / "page" / "index.html").read_text()
     )
+
+
+def test_images_that_the_classifier_may_have_seen_say_nothing_of_others(tmp_path, capsys):
+    seen = report.Result("a", np.zeros(50, int), certificates([0.6] * 50), alpha=0.001, split="train")
+    test = report.Result("b", np.zeros(50, int), certificates([0.6] * 50), alpha=0.001)
+    assert [row[0] for row in statements_table([seen, test], [0.0])[1:]] == ["b"]
+    assert "at least at 0" not in report.figures_of(seen) and "at least at 0" in report.figures_of(test)
+    assert "Images of the train split say nothing of others" in report.shown([seen, test])
+    log = tmp_path / "held.tsv"
+    log.write_text("idx\tlabel\tpredict\tradius\tcorrect\ttime\n" + "0\t0\t0\t0.6\t1\t1.0\n", encoding="utf-8")
+    for split, said in (("validation", "validation split say nothing"), ("test", "at 0, at least")):
+        (tmp_path / "held.json").write_text(json.dumps({"alpha": 0.001, "split": split}), encoding="utf-8")
+        assert main(["report", str(log), "--out", str(tmp_path / "page")]) == 0 and said in capsys.readouterr().out
+        assert said in (tmp_path / "page" / "index.html").read_text(encoding="utf-8")

@@ -27,6 +27,7 @@ jobs = Later("covkeras.experiments.jobs")
 precision = Later("covkeras.experiments.precision")
 records = Later("covkeras.certification.records")
 report = Later("covkeras.reports.results")
+statements = Later("covkeras.reports.statements")
 voting = Later("covkeras.certification.voting")
 
 EXAMPLES = """examples:
@@ -192,16 +193,18 @@ def certify(flags, stop) -> None:
             radius=flags.radius,
         )
     indices, labels, certificates = certification.read_certificates(out)
+    known = {"indices": indices, "alpha": flags.alpha, "shared_noise": flags.shared_noise, "split": flags.split}
+    result = report.Result(records.log_name(out), labels, certificates, **known)
     if flags.radius is None:
-        known = {"indices": indices, "alpha": flags.alpha, "shared_noise": flags.shared_noise}
-        print(report.shown([report.Result(records.log_name(out), labels, certificates, **known)]))
+        print(report.shown([result]))
     else:
         share = certification.certified_accuracy(certificates, labels, [flags.radius])[0]
         print(f"certified at {flags.radius:g}: {share:.3f} of {len(labels)}, {certificates.samples.mean():.0f} samples")
-        least = certification.certified_accuracy_lower(
-            certificates, labels, [flags.radius], alpha=flags.alpha, shared_noise=flags.shared_noise
-        )[0]
-        print(f"of all images such as these, with 95 % confidence: at least {math.floor(1000 * least) / 1000:.3f}")
+        if bounds := statements.bounds_of(result, [flags.radius]):
+            (least,) = bounds.values()
+            print(f"of all images such as these, with 95 % confidence: at least {math.floor(1000 * least) / 1000:.3f}")
+        else:
+            print(statements.nothing_of_all([result]))
     void = int(certificates.void.sum())
     if void:
         print(f"void: {void} of {int(certificates.samples.sum())} votes, by NaN logits or noise in doubt")

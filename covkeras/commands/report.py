@@ -44,12 +44,13 @@ def names_of(files: list[str]) -> list[str]:
     return files
 
 
-def alpha_of(file: str, given: float | None) -> dict:
-    """A log's alpha, and whether its images shared their noise: what its sidecar says, else what the flag does."""
-    if records.sidecar(file).exists():
-        settings = records.read_settings(file)
-        return {"alpha": settings.get("alpha", given), "shared_noise": bool(settings.get("shared_noise"))}
-    return {"alpha": given}
+def known_of(file: str, given: float | None) -> dict:
+    """A log's alpha, whether its images shared their noise, and their split: what its sidecar says, else the flag."""
+    if not records.sidecar(file).exists():
+        return {"alpha": given}
+    settings = records.read_settings(file)
+    known = {"alpha": settings.get("alpha", given), "shared_noise": bool(settings.get("shared_noise"))}
+    return known | {"split": settings.get("split") or "test"}
 
 
 def main(arguments=None) -> int:
@@ -63,7 +64,7 @@ def main(arguments=None) -> int:
                 raise ValueError(f"{file} holds no certificate. Certify first, or leave it out.")
             # Of bytes that the locale knows no characters for, no picture can be drawn.
             name = os.fsencode(name).decode("utf-8", "replace")
-            results.append(report.Result(name, labels, certificates, indices=indices, **alpha_of(file, flags.alpha)))
+            results.append(report.Result(name, labels, certificates, indices=indices, **known_of(file, flags.alpha)))
         if flags.out:
             report.write_report(Path(flags.out), results)
             print(report.shown(results))

@@ -103,6 +103,7 @@ def result_of(name: str, recipe: Recipe, certified: tuple, fidelity=()) -> Resul
         indices,
         alpha=recipe.certify_alpha,
         shared_noise=recipe.certify_shared_noise,
+        split=recipe.certify_split,
     )
 
 

@@ -14,7 +14,8 @@ class Result:
     """One certified classifier: its name in tables, the true labels and the certificates of the same images.
 
     indices: (images,), their numbers in the data set. alpha: of each certificate, None where nobody says. shared_noise:
-    whether the images had one stream of noise.
+    whether the images had one stream of noise. split: which images they are; only the classifier of test images is
+    surely independent of them.
     """
 
     name: str
@@ -24,6 +25,13 @@ class Result:
     indices: np.ndarray | None = None
     alpha: float | None = None
     shared_noise: bool = False
+    split: str = "test"
+
+    @property
+    def tells_of_all(self) -> bool:
+        """Whether the images say something of all that they were drawn from: not those that the classifier was made,
+        or chosen, by."""
+        return self.alpha is not None and self.split == "test"
 
 
 def steps_to(largest: float, step: float, most: int) -> list[float]:

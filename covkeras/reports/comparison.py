@@ -21,7 +21,7 @@ from covkeras.reports.results import (
 )
 
 _NOTE = (
-    "Certified accuracy at r: the share of test images predicted correctly with certified radius at least r. ACR: the "
+    "Certified accuracy at r: the share of the images predicted correctly with certified radius at least r. ACR: the "
     "average certified radius, 0 where wrong or abstained; it over-rewards easy images. Gain: ACR less the first "
     "method's, with the standard error of the difference image by image, which does not know how seeds differ. Clean "
     "accuracy: of the classifier itself, without noise, on the whole test split. With several seeds: mean and, after "

@@ -39,7 +39,8 @@ def accuracy_table(results: Sequence[Result]) -> list[list[str]]:
 def shown(results: Sequence[Result]) -> str:
     """Returns what the terminal shows of certified results: accuracy, what it says of all images, and in pairs."""
     tables = [accuracy_table(results), *(s.rows for s in statements.sections(results, table_radii(results)))]
-    return "\n\n".join(plain(rows) for rows in tables)
+    parts = [*(plain(rows) for rows in tables if rows), statements.nothing_of_all(results)]
+    return "\n\n".join(filter(None, parts))
 
 
 def fidelity_table(results: Sequence[Result]) -> list[list[str]]:
@@ -176,7 +177,7 @@ def _finite(value: float) -> float | None:
 
 
 CERTIFIED_NOTE = (
-    "Certified accuracy at r: the share of test images predicted correctly with certified radius at least r. ACR: the "
+    "Certified accuracy at r: the share of the images predicted correctly with certified radius at least r. ACR: the "
     "average certified radius, 0 where wrong or abstained; it over-rewards easy images, so read it beside the curve. "
     "Certificates are by Monte Carlo; each is wrong with probability at most alpha."
 )

@@ -23,8 +23,8 @@ PAIRED_NOTE = (
 
 
 def bounds_of(result: Result, radii: Sequence[float]) -> dict[str, float]:
-    """Returns lower bounds of certified accuracy over images and noise, as data; none where no alpha is known."""
-    if result.alpha is None:
+    """Returns lower bounds of certified accuracy over images and noise, as data; none where there is none."""
+    if not result.tells_of_all:
         return {}
     how = {"alpha": result.alpha, "beta": BETA, "shared_noise": result.shared_noise}
     bounds = certified_accuracy_lower(result.certificates, result.labels, radii, **how)
@@ -32,11 +32,11 @@ def bounds_of(result: Result, radii: Sequence[float]) -> dict[str, float]:
 
 
 def statements_table(results: Sequence[Result], radii: Sequence[float]) -> list[list[str]]:
-    """Returns a header and one row per result of known alpha: lower bounds of certified accuracy, and the images that
-    would know the largest of them to one percent; empty where no alpha is known."""
+    """Returns a header and one row per result of test images and known alpha: lower bounds of certified accuracy, and
+    the images that would know the largest of them to one percent; empty where there is none."""
     rows = []
     for result in results:
-        if result.alpha is None:
+        if not result.tells_of_all:
             continue
         bounds = bounds_of(result, radii).values()
         accuracies = certified_accuracy(result.certificates, result.labels, radii)
@@ -47,6 +47,17 @@ def statements_table(results: Sequence[Result], radii: Sequence[float]) -> list[
         rows.append([*row, str(len(result.labels))])
     head = ["certified accuracy, 95 %", *[f"at {r:g}, at least" for r in radii], "images for ±1 %", "images"]
     return [head, *rows] if rows else []
+
+
+def nothing_of_all(results: Sequence[Result]) -> str:
+    """Returns why some of the results say nothing of other images; empty where all are of test images."""
+    others = sorted({r.split for r in results if r.split != "test"})
+    if not others:
+        return ""
+    return (
+        f"Images of the {' and the '.join(others)} split say nothing of others: the classifier may have been trained "
+        "on them, or chosen by them. Certify test images."
+    )
 
 
 def paired_table(results: Sequence[Result], radii: Sequence[float]) -> list[list[str]]:
@@ -78,8 +89,10 @@ def _common(first: Result, second: Result) -> tuple[np.ndarray, np.ndarray]:
 def sections(results: Sequence[Result], radii: Sequence[float]) -> list[Section]:
     """Returns a report's sections of both tables, those that there is something to say in."""
     made = []
-    if rows := statements_table(results, radii):
-        made.append(Section("What the images say of all", rows=rows, note=NOTE, quiet=True))
+    rows, why_not = statements_table(results, radii), nothing_of_all(results)
+    if rows or why_not:
+        note = f"{NOTE if rows else ''} {why_not}".strip()
+        made.append(Section("What the images say of all", rows=rows, note=note, quiet=True))
     some = [r for r in radii if r > 0][:: max(1, len(radii) // 6)]
     if rows := paired_table(results, some):
         made.append(Section("In pairs", rows=rows, note=PAIRED_NOTE, quiet=True))
