@@ -8,6 +8,7 @@ from covkeras.runtime.probing import probe_images
 
 # Copies in a slot of a mixed batch: the least that a sequential test draws. At r = sigma a perfect image needs 40.
 BLOCK = 16
+_LONGS = tf.TensorSpec((None,), tf.int64), tf.TensorSpec((), tf.int64)
 
 
 class Ballot:
@@ -33,6 +34,15 @@ class Ballot:
         self._compiled = {}
         self._probe, self._answers = probe_images(classifier)[:4], None
 
+    def __getstate__(self) -> dict:
+        """Of a copy, or a pickle: without what is traced."""
+        if self.strategy is not None:
+            raise TypeError(
+                "a SmoothedClassifier with a strategy can't be copied or pickled, for its devices are this program's: "
+                "copy its classifier, and make another from that."
+            )
+        return {**vars(self), "_compiled": {}}
+
     def renew(self) -> None:
         """Traces the loops anew where the classifier has changed: what a layer computes with besides its weights, such
         as an adapted Normalization, is a constant of the trace."""
@@ -42,31 +52,35 @@ class Ballot:
 
     def count(self, images: np.ndarray, indices, phase: int, n: int, seed: int) -> np.ndarray:
         """Counts the classes of n copies of each image: float32 (images, ...) -> int64 (images, classes)."""
-        if "count" not in self._compiled:
-            long = tf.TensorSpec((), tf.int64)
-            specs = [tf.TensorSpec((None, *self.image_shape), tf.float32), tf.TensorSpec((None,), tf.int64)]
-            # Traced by hand: TensorFlow would warn of many classifiers' loops as of one that is traced over and over.
-            compiled = not is_watched()
-            self._compiled["count"] = tf.function(
-                lambda *a: self._summed(lambda *r: self.loop(*a, *r, compiled=compiled)), autograph=False
-            ).get_concrete_function(*specs, *[long] * 3)
+        several, vector, number = tf.TensorSpec((None, *self.image_shape), tf.float32), *_LONGS
+        compiled = not is_watched()
+        loop = self._traced(
+            "count",
+            lambda *a: self._summed(lambda *r: self.loop(*a, *r, compiled=compiled)),
+            *(several, vector, number, number, number),
+        )
         numbers = (tf.constant(int(v), tf.int64) for v in (phase, n, seed))
-        return self._compiled["count"](tf.constant(images), tf.constant(indices, tf.int64), *numbers).numpy()
+        return loop(tf.constant(images), tf.constant(indices, tf.int64), *numbers).numpy()
+
+    def _traced(self, name: str, function, *specs):
+        """The function's graph; other threads may ask for it, too. Traced by hand: TensorFlow would warn of many
+        classifiers' loops as of one that is traced over and over."""
+        graph = self._compiled.get(name)
+        if graph is None:
+            graph = self._compiled[name] = tf.function(function, autograph=False).get_concrete_function(*specs)
+        return graph
 
     def classes(self, images: np.ndarray) -> np.ndarray:
         """Returns the classes of the images without noise, 0 where no logit is largest: (images, ...) -> int64."""
-        if "classes" not in self._compiled:
-            spec = tf.TensorSpec((self.batch_size, *self.image_shape), tf.float32)
-            self._compiled["classes"] = tf.function(
-                lambda x: self.votes_of(x, tf.ones([self.batch_size], tf.bool)), autograph=False
-            ).get_concrete_function(spec)
+        # Of a fixed shape, as all batches.
+        spec = tf.TensorSpec((self.batch_size, *self.image_shape), tf.float32)
+        votes = self._traced("classes", lambda x: self.votes_of(x, tf.ones([self.batch_size], tf.bool)), spec)
         found = []
         for first in range(0, len(images), self.batch_size):
             part = images[first : first + self.batch_size]
-            # Of a fixed shape, as all batches.
-            full = np.zeros((self.batch_size, *self.image_shape), np.float32)
+            full = np.zeros(spec.shape, np.float32)
             full[: len(part)] = part
-            found.append(self._compiled["classes"](tf.constant(full)).numpy()[: len(part)])
+            found.append(votes(tf.constant(full)).numpy()[: len(part)])
         classes = np.concatenate([np.zeros(0, np.int64), *found])
         return np.where(classes == self.num_classes, 0, classes)
 
@@ -124,14 +138,11 @@ class Ballot:
         Returns:
             int64 (slots, classes).
         """
-        if "blocks" not in self._compiled:
-            vector = tf.TensorSpec((None,), tf.int64)
-            specs = [tf.TensorSpec((None, *self.image_shape), tf.float32), vector, vector, vector]
-            self._compiled["blocks"] = tf.function(
-                lambda *a: self._summed(lambda *r: self._mixed(*a, *r)), autograph=False
-            ).get_concrete_function(*specs, tf.TensorSpec((), tf.int64))
+        several, vector, number = tf.TensorSpec((None, *self.image_shape), tf.float32), *_LONGS
+        specs = (several, vector, vector, vector, number)
+        loop = self._traced("blocks", lambda *a: self._summed(lambda *r: self._mixed(*a, *r)), *specs)
         vectors = (tf.constant(np.asarray(v), tf.int64) for v in (indices, phases, blocks))
-        return self._compiled["blocks"](tf.constant(images), *vectors, tf.constant(seed, tf.int64)).numpy()
+        return loop(tf.constant(images), *vectors, tf.constant(seed, tf.int64)).numpy()
 
     def _mixed(self, images, indices, phases, blocks, seed, replica, replicas):
         """One replica's slots of `count_blocks`; zeros in the others' place."""

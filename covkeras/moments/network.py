@@ -24,6 +24,7 @@ def nested(model, gaussian, context):
     )
 
 
+@keras.saving.register_keras_serializable("covkeras")
 class MomentNetwork(PlainErrors, keras.Model):
     """The classifier's graph laid again with `Moments` over the same layers: training one trains the other.
 
@@ -91,6 +92,11 @@ class MomentNetwork(PlainErrors, keras.Model):
         self.built = True
 
     @property
+    def trained_classifier(self):
+        """What is certified, or trained, where a network is handed over for its classifier."""
+        return self.classifier
+
+    @property
     def image_shape(self) -> tuple[int, ...]:
         """(height, width, channels) of the classifier's images."""
         return tuple(self.classifier.inputs[0].shape[1:])
@@ -110,6 +116,19 @@ class MomentNetwork(PlainErrors, keras.Model):
         check_shape(images.shape, self.image_shape)
         self._check_forward(context)
         return self.propagate(Gaussian(*self.gaussian_input(images)), context or Context(training=bool(training)))
+
+    def compile(self, optimizer="sgd", loss=None, *args, **kwargs) -> None:
+        """As `keras.Model.compile`. Raises ValueError: one loss, where the outputs are two."""
+        if loss is not None and not isinstance(loss, (list, tuple, dict)):
+            raise ValueError(
+                "loss must be two, of the mean and of the covariance, such as [loss, None], got one. To train the "
+                "classifier for its radius: CertifiedTrainer(network.classifier, objective)."
+            )
+        super().compile(optimizer, loss, *args, **kwargs)
+
+    def predict(self, *args, **kwargs):
+        """Refused: Keras would stack the batches' covariances, each of which is that of all its images."""
+        raise NotImplementedError("predict has no pair to return: call network(images), a batch at a time.")
 
     def propagate(self, gaussian: Gaussian, context: Context) -> Gaussian:
         """Propagates any Gaussian of images to the logits.
@@ -136,6 +155,16 @@ class MomentNetwork(PlainErrors, keras.Model):
 
         mean, cov = walk(self.classifier, gaussian, visit)
         return Gaussian(wide(mean), cov)
+
+    def get_config(self) -> dict:
+        classifier = keras.saving.serialize_keras_object(self.classifier)
+        names = ("sigma", "r_max", "unknown", "name", "rectifier")
+        return {"classifier": classifier, **{name: getattr(self, name) for name in names}}
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        read = keras.saving.deserialize_keras_object(config["classifier"], custom_objects=custom_objects)
+        return cls(**{**config, "classifier": read})
 
     def _is_known(self) -> bool:
         """Whether every layer has a rule after all, which covers it, and which the adjoint estimate knows."""

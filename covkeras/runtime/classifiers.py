@@ -26,10 +26,11 @@ def image_input(input_shape):
 
 def with_a_graph(classifier):
     """Returns a classifier whose input Keras knows: itself, or, for a subclassed model that was called on images or
-    built for a shape, a Functional model around it, over the same weights; of a CertifiedTrainer its classifier."""
+    built for a shape, a Functional model around it, over the same weights; of a CertifiedTrainer, or a MomentNetwork,
+    its classifier."""
     import keras
 
-    # A trainer says so: others' models may have a part of any other name.
+    # Those say so: others' models may have a part of any other name.
     classifier = getattr(classifier, "trained_classifier", classifier)
     config = classifier.get_build_config() if isinstance(classifier, keras.Model) else None
     shape = (config or {}).get("input_shape")

@@ -1,8 +1,10 @@
 """Classifiers from files of Keras'; what can't be loaded is refused in one sentence, with the remedy."""
 
+import importlib
 import os
 import re
 import shlex
+import sys
 import zipfile
 from pathlib import Path
 
@@ -42,9 +44,21 @@ def load_keras(path: str | os.PathLike, what: str = "classifier") -> keras.Model
     if path.endswith(".keras") and not zipfile.is_zipfile(path):
         raise ValueError(f"{what} {path} is no .keras file, or a damaged one: copy or save it again.")
     try:
-        return keras.models.load_model(path, compile=False)
+        return _loaded(path)
     except (ValueError, TypeError, KeyError, OSError, AttributeError, zipfile.BadZipFile) as error:
         raise ValueError(f"{what} {path} can't be loaded: {_reason(str(error))}") from None
+
+
+def _loaded(path: str) -> keras.Model:
+    try:
+        return keras.models.load_model(path, compile=False)
+    except (ValueError, TypeError) as error:
+        # A class of ours is known to Keras when its module is imported.
+        own = re.search(r"'module': '(covkeras\.[\w.]+)'", str(error))
+        if not own or own[1] in sys.modules:
+            raise
+        importlib.import_module(own[1])
+        return _loaded(path)
 
 
 def in_a_run(folder: str) -> str:

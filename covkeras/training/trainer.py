@@ -106,23 +106,35 @@ class CertifiedTrainer(keras.Model):
     def call(self, images, training=False):
         return self.classifier(images, training=training)
 
-    def compile(self, optimizer="sgd", jit_compile=False, **kwargs) -> None:
+    def compile(
+        self,
+        optimizer="sgd",
+        loss=None,
+        loss_weights=None,
+        metrics=None,
+        weighted_metrics=None,
+        run_eagerly=False,
+        steps_per_execution=1,
+        jit_compile=False,
+        auto_scale_loss=True,
+    ) -> None:
         """As `keras.Model.compile`, without `loss`: the objective is the loss. Metrics are of the logits; so are a
         cross-entropy's that is given by its name.
 
         Args:
             jit_compile: whether XLA compiles the step's losses, gradients and update; batches are checked outside.
+                "auto", as Keras has it, does not.
 
         Raises:
             ValueError: a loss was given; Keras would apply it to the mean and the covariance separately. A metric of
                 probabilities. XLA on several replicas.
         """
-        for name in ("loss", "loss_weights"):
-            if kwargs.get(name) is not None:
+        for name, given in (("loss", loss), ("loss_weights", loss_weights)):
+            if given is not None:
                 raise ValueError(f"{name} must not be given: the objective is the loss. Pass it to CertifiedTrainer.")
-        for name in ("metrics", "weighted_metrics"):
-            kwargs[name] = metrics_of_logits(name, kwargs.get(name))
-        jit = jit_compile is True
+        if isinstance(jit_compile, str) and jit_compile != "auto":
+            raise ValueError(f"jit_compile must be True, False or 'auto', got {jit_compile!r}.")
+        jit = bool(jit_compile) and jit_compile != "auto"
         if jit and self.distribute_strategy.num_replicas_in_sync > 1:
             raise ValueError("jit_compile must be False on several replicas, where TensorFlow can't compile the step.")
         if jit and is_watched():
@@ -130,12 +142,28 @@ class CertifiedTrainer(keras.Model):
                 "jit_compile must be False where tf.debugging watches, whose operations XLA can't compile. Leave it "
                 "out, or call tf.debugging.disable_check_numerics() first."
             )
-        super().compile(optimizer=optimizer, jit_compile=False, **kwargs)
+        super().compile(
+            optimizer=optimizer,
+            metrics=metrics_of_logits("metrics", metrics),
+            weighted_metrics=metrics_of_logits("weighted_metrics", weighted_metrics),
+            run_eagerly=run_eagerly,
+            steps_per_execution=steps_per_execution,
+            jit_compile=False,
+            auto_scale_loss=auto_scale_loss,
+        )
         self._compiled_descent = None
         if jit:
             self._compiled_descent = tf.function(
                 self._descend, jit_compile=True, reduce_retracing=True, autograph=False
             )
+
+    def get_compile_config(self) -> dict:
+        return {**super().get_compile_config(), "jit_compile": self._compiled_descent is not None}
+
+    def compile_from_config(self, config) -> None:
+        """Compiles a copy of the trainer (copy.deepcopy, pickle) as the trainer was; its state follows."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        self.optimizer.build(self.classifier.trainable_variables)
 
     def begin_epoch(self, epoch: int) -> None:
         """Sets what depends on the epoch (from 0) alone: lam, and what the objective makes of it. `fit` calls it."""
