@@ -138,9 +138,15 @@ def test_distillation_is_its_formula(given, rng, tmp_path):
     assert losses[-1] < 0.5 * losses[0]
     np.testing.assert_array_equal(trainer.objective.known.get_weights()[0], teacher.get_weights()[0])
     for kind in (objectives.Distillation, objectives.CatRs):
-        kind(SIGMA, teacher=str(tmp_path / "teacher.keras")).ready()
+        given = kind(SIGMA, teacher=tmp_path / "teacher.keras")
+        given.ready()
+        assert given.get_config()["teacher"] == str(tmp_path / "teacher.keras")
         with pytest.raises(ValueError, match="teacher must be"):
             kind(SIGMA).ready()
+        with pytest.raises(
+            ValueError, match=r"teacher must name a \.keras file, got <.*model\.save\('teacher\.keras'\)"
+        ):
+            kind(SIGMA, teacher=teacher)
     for path, message in (("", "teacher must be a .keras file"), ("nowhere.keras", "teacher must be a .keras file")):
         with pytest.raises(ValueError, match=message):
             objectives.Distillation(SIGMA, teacher=path).attach(model)

@@ -25,7 +25,7 @@ class CatRs(Taught):
 
     name = "cat_rs"
 
-    teacher: str = fields.text("", "a classifier trained with noise of this sigma, a .keras file")
+    teacher: str = fields.files("", "a classifier trained with noise of this sigma, a .keras file")
     lam: float = fields.number(1.0, "weight of the sure images' worst copy", 0, closed="left", search="0:4")
     eps: float = fields.number(1.0, "distance that a copy's noise is moved, in [0, 1] pixel units", 0, search="0.5:2")
     steps: int = fields.count(4, "T, steps of the attack on the noise")

@@ -19,7 +19,7 @@ class Distillation(Taught):
     copies = 1
     labelled = False
 
-    teacher: str = fields.text("", "the robust classifier to learn from, a .keras file of the same images and classes")
+    teacher: str = fields.files("", "the robust classifier to learn from, a .keras file of the same images and classes")
 
     def __call__(self, images, labels, noise, context: Step) -> Terms:
         """images (batch, h, w, c), labels not used, noise (1, batch, h, w, c) standard normal -> Terms."""

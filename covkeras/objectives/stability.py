@@ -20,7 +20,7 @@ class Stability(Denoising):
 
     name = "stability"
 
-    surrogates: str = fields.text("", "classifiers to train against instead, .keras files separated by commas")
+    surrogates: str = fields.files("", "classifiers to train against instead, .keras files separated by commas")
 
     def check(self) -> None:
         super().check()

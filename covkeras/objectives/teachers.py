@@ -12,7 +12,7 @@ loading = Later("covkeras.runtime.loading")
 class Taught(Objective):
     """What methods with a teacher have in common: it is there before anything is trained, and `known` once attached."""
 
-    teacher: str = fields.text("", "the classifier to learn from, a .keras file of the same images and classes")
+    teacher: str = fields.files("", "the classifier to learn from, a .keras file of the same images and classes")
 
     def ready(self) -> None:
         """Raises ValueError: no teacher."""

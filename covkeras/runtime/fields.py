@@ -5,6 +5,7 @@ A recipe and every objective are made of them; the command line, recipe files, s
 
 import dataclasses
 import math
+import os
 
 from covkeras.runtime.validation import check_between, check_choice, check_count, check_r_max, check_sigma
 
@@ -50,6 +51,11 @@ def choice(default: str, help: str, choices, search: str = "") -> Field:
 def text(default: str, help: str, check=None) -> Field:
     """Returns a field for text. check: (name, value, why) -> value, or an error; by default any text will do."""
     return _field(default, help, check=check)
+
+
+def files(default: str, help: str) -> Field:
+    """Returns a field for a Keras file, or several separated by commas; paths and lists of them become that text."""
+    return _field(default, help, check=_check_files)
 
 
 def epochs(default: tuple[int, ...], help: str) -> Field:
@@ -118,6 +124,15 @@ def _check_epochs(name, value, why):
     if list(found) != sorted(set(found)):
         raise ValueError(f"{name} must increase, got {' '.join(map(str, found))}.")
     return found
+
+
+def _check_files(name, value, why):
+    several = value if isinstance(value, (list, tuple)) else [value]
+    if not all(isinstance(one, (str, os.PathLike)) for one in several):
+        raise ValueError(
+            f"{name} must name a .keras file, got {value!r}. {why} A model in memory: model.save('{name}.keras') first."
+        )
+    return ",".join(map(os.fspath, several))
 
 
 def _check_switch(name, value, why):
