@@ -613,3 +613,14 @@ def test_a_trainer_saves_and_exports_its_classifier(data, tmp_path):
     trainer.export(str(tmp_path / "exported"), verbose=False)
     loaded = tf.saved_model.load(str(tmp_path / "exported"))
     np.testing.assert_allclose(loaded.serve(data[0]), trainer.classifier(data[0]), rtol=1e-5, atol=1e-6)
+
+
+def test_a_classifiers_weights_are_told_from_a_trainers(data, tmp_path):
+    trainer = trainer_of(net())
+    trainer.classifier.save_weights(tmp_path / "classifier.weights.h5")
+    trainer.save_weights(tmp_path / "trainer.weights.h5")
+    fit(trainer, *data)
+    with pytest.raises(ValueError, match=r"classifier's: trainer\.classifier\.load_weights takes it\.$"):
+        CertifiedTrainer(net(), objectives.CrossEntropy(0.25)).load_weights(tmp_path / "classifier.weights.h5")
+    trainer.load_weights(tmp_path / "trainer.weights.h5")
+    same_weights(trainer.classifier, net(), atol=0)

@@ -203,6 +203,18 @@ class CertifiedTrainer(keras.Model):
         """Saves the classifier: a stock Keras file, which loads without covkeras."""
         return self.classifier.save(filepath, overwrite=overwrite, **kwargs)
 
+    def load_weights(self, filepath, **kwargs) -> None:
+        """Loads what `save_weights` wrote. Raises ValueError: it is a classifier's."""
+        try:
+            super().load_weights(filepath, **kwargs)
+        except ValueError as error:
+            if "expected 3 variables, but received 0" not in str(error):
+                raise
+            raise ValueError(
+                f"{filepath} must hold a trainer's weights, but holds a classifier's: "
+                "trainer.classifier.load_weights takes it."
+            ) from None
+
     def export(self, filepath, *args, **kwargs):
         """Exports the classifier, as `keras.Model.export`; its certificates are served by `covkeras.export`."""
         return self.classifier.export(filepath, *args, **kwargs)
