@@ -615,6 +615,7 @@ def test_a_trainer_saves_and_exports_its_classifier(data, tmp_path):
     np.testing.assert_allclose(loaded.serve(data[0]), trainer.classifier(data[0]), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:Skipping nested container")
 def test_a_classifiers_weights_are_told_from_a_trainers(data, tmp_path):
     trainer = trainer_of(net())
     trainer.classifier.save_weights(tmp_path / "classifier.weights.h5")
