@@ -13,7 +13,9 @@ from covkeras.certification import (
     compare_certified,
     images_needed,
 )
+from covkeras.certification.logs import CertificateFile
 from covkeras.commands.main import main
+from covkeras.experiments import jobs
 from covkeras.reports import results as report
 from covkeras.reports.statements import paired_table, statements_table
 
@@ -135,14 +137,48 @@ def test_reports_say_it_with_the_alpha_that_is_known(tmp_path, capsys):
 
 
 def test_images_that_the_classifier_may_have_seen_say_nothing_of_others(tmp_path, capsys):
-    seen = report.Result("a", np.zeros(50, int), certificates([0.6] * 50), alpha=0.001, split="train")
+    silent = report.why_silent("train")
+    seen = report.Result("a", np.zeros(50, int), certificates([0.6] * 50), alpha=0.001, silent=silent)
     test = report.Result("b", np.zeros(50, int), certificates([0.6] * 50), alpha=0.001)
     assert [row[0] for row in statements_table([seen, test], [0.0])[1:]] == ["b"]
     assert "at least at 0" not in report.figures_of(seen) and "at least at 0" in report.figures_of(test)
-    assert "Images of the train split say nothing of others" in report.shown([seen, test])
+    assert "\na: images of the train split say nothing of others" in report.shown([seen, test])
     log = tmp_path / "held.tsv"
     log.write_text("idx\tlabel\tpredict\tradius\tcorrect\ttime\n" + "0\t0\t0\t0.6\t1\t1.0\n", encoding="utf-8")
     for split, said in (("validation", "validation split say nothing"), ("test", "at 0, at least")):
         (tmp_path / "held.json").write_text(json.dumps({"alpha": 0.001, "split": split}), encoding="utf-8")
         assert main(["report", str(log), "--out", str(tmp_path / "page")]) == 0 and said in capsys.readouterr().out
         assert said in (tmp_path / "page" / "index.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("indices", "missing"),
+    [([0, 20, 40, 60], 0), ([0, 20, 60, 80], 1), ([3, 1, 2, 0], 0), ([5, 9, 0], 7), ([7], 0), ([], 0), ([4, 4], 0)],
+)
+def test_images_that_a_sequential_test_has_not_decided_yet_are_missed(indices, missing):
+    said = report.why_silent("test", np.array(indices, int), sequentially=True)
+    assert said.startswith(f"{missing} images between") if missing else not said
+    assert not report.why_silent("test", np.array(indices, int))
+
+
+def test_an_interrupted_sequential_log_is_no_fair_sample(tmp_path, capsys):
+    """The hard images are decided last: stopped half-way, a log lacks them."""
+    rows = [f"{i}\t0\t0\t0.6\t1\t1.0\n" for i in range(0, 60, 2) if i not in (6, 8, 30)]
+    log, settings = tmp_path / "curve.tsv", {"alpha": 0.001, "split": "test", "radii": [0.0, 0.5]}
+    log.write_text("idx\tlabel\tpredict\tradius\tcorrect\ttime\n" + "".join(rows), encoding="utf-8")
+    for radii, said in (([0.0, 0.5], "curve: 3 images between the first and the last are missing"), (None, "at least")):
+        (tmp_path / "curve.json").write_text(json.dumps(settings | {"radii": radii}), encoding="utf-8")
+        assert main(["report", str(log)]) == 0
+        out = capsys.readouterr().out
+        assert said in out and ("at least" in out) == (radii is None)
+
+
+@pytest.mark.parametrize("sequentially", [False, True])
+def test_no_running_figure_of_a_sequential_test_is_shown(sequentially, tmp_path, capsys):
+    given = certificates([0.6] * 3)
+    with CertificateFile(tmp_path / "c.tsv") as file:
+        work = ((i, given.take([i])) for i in range(3))
+        how = {"labels": np.zeros(3, int), "todo": np.arange(3), "stop": lambda: False, "title": "certify"}
+        jobs.append_each(file, work, sequentially=sequentially, **how)
+    assert ("ACR=0.600" in capsys.readouterr().err) != sequentially
+    assert len((tmp_path / "c.tsv").read_text().splitlines()) == 4

@@ -176,7 +176,8 @@ def certify(flags, stop) -> None:
     out = Path(flags.out or "certificates.tsv")
     names = ("data", "split", "image_size", "n0", "n", "alpha", "seed", "radius", "radii", "tolerance")
     what = {name: getattr(flags, name) for name in names}
-    if any(given is not None for given in (flags.radius, flags.radii, flags.tolerance)):
+    sequentially = any(given is not None for given in (flags.radius, flags.radii, flags.tolerance))
+    if sequentially:
         what["block"] = voting.BLOCK
     if flags.runner_up:
         what["runner_up"] = True
@@ -190,11 +191,12 @@ def certify(flags, stop) -> None:
             work=work,
             stop=stop,
             title="certify",
-            radius=flags.radius,
+            sequentially=sequentially,
         )
     indices, labels, certificates = certification.read_certificates(out)
-    known = {"indices": indices, "alpha": flags.alpha, "shared_noise": flags.shared_noise, "split": flags.split}
-    result = report.Result(records.log_name(out), labels, certificates, **known)
+    known = {"indices": indices, "alpha": flags.alpha, "shared_noise": flags.shared_noise}
+    silent = report.why_silent(flags.split, indices, sequentially)
+    result = report.Result(records.log_name(out), labels, certificates, silent=silent, **known)
     if flags.radius is None:
         print(report.shown([result]))
     else:

@@ -44,13 +44,15 @@ def names_of(files: list[str]) -> list[str]:
     return files
 
 
-def known_of(file: str, given: float | None) -> dict:
-    """A log's alpha, whether its images shared their noise, and their split: what its sidecar says, else the flag."""
+def known_of(file: str, indices, given: float | None) -> dict:
+    """A log's alpha, whether its images shared their noise, and why they say nothing of others: what its sidecar says,
+    else the flag."""
     if not records.sidecar(file).exists():
         return {"alpha": given}
     settings = records.read_settings(file)
     known = {"alpha": settings.get("alpha", given), "shared_noise": bool(settings.get("shared_noise"))}
-    return known | {"split": settings.get("split") or "test"}
+    sequentially = any(settings.get(name) is not None for name in ("radius", "radii", "tolerance"))
+    return known | {"silent": report.why_silent(settings.get("split") or "test", indices, sequentially)}
 
 
 def main(arguments=None) -> int:
@@ -64,7 +66,9 @@ def main(arguments=None) -> int:
                 raise ValueError(f"{file} holds no certificate. Certify first, or leave it out.")
             # Of bytes that the locale knows no characters for, no picture can be drawn.
             name = os.fsencode(name).decode("utf-8", "replace")
-            results.append(report.Result(name, labels, certificates, indices=indices, **known_of(file, flags.alpha)))
+            results.append(
+                report.Result(name, labels, certificates, indices=indices, **known_of(file, indices, flags.alpha))
+            )
         if flags.out:
             report.write_report(Path(flags.out), results)
             print(report.shown(results))

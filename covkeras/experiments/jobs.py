@@ -14,7 +14,7 @@ from covkeras.certification.logs import CertificateFile, read_certificates, sort
 from covkeras.certification.smoothing import SmoothedClassifier
 from covkeras.experiments.environment import Environment
 from covkeras.experiments.recipes import Recipe
-from covkeras.experiments.result import Result
+from covkeras.experiments.result import Result, why_silent
 from covkeras.experiments.runs import RunFolder
 from covkeras.runtime import devices
 from covkeras.runtime.classifiers import fitted
@@ -103,7 +103,7 @@ def result_of(name: str, recipe: Recipe, certified: tuple, fidelity=()) -> Resul
         indices,
         alpha=recipe.certify_alpha,
         shared_noise=recipe.certify_shared_noise,
-        split=recipe.certify_split,
+        silent=why_silent(recipe.certify_split),
     )
 
 
@@ -116,7 +116,7 @@ def certify_images(
     work: Callable,
     stop: Callable[[], bool],
     title: str = "certify",
-    radius: float | None = None,
+    sequentially: bool = False,
 ) -> None:
     """Certifies images of a data set, appending to a certificate file those that are not there yet.
 
@@ -124,7 +124,7 @@ def certify_images(
         certifier: the smoothed classifier. data: ImageData. indices: (images,), their numbers in it.
         out: the file; what: the settings besides the classifier's own, for its sidecar.
         work: (images, indices) -> iterator of (position, Certificates of length 1); checks its arguments at once.
-        stop: asked after every image. title: of the progress bar. radius: where it alone is decided.
+        stop: asked after every image. title: of the progress bar. sequentially: see `append_each`.
 
     Raises:
         ValueError: the classifier has another head, or takes other images, than the data set; the file was made with
@@ -138,7 +138,13 @@ def certify_images(
     with records.open_records(out, records.settings_of(certifier, **what)) as file:
         todo = undone(file, indices)
         append_each(
-            file, work(data.floats(todo), todo), labels=data.labels, todo=todo, stop=stop, title=title, radius=radius
+            file,
+            work(data.floats(todo), todo),
+            labels=data.labels,
+            todo=todo,
+            stop=stop,
+            title=title,
+            sequentially=sequentially,
         )
 
 
@@ -147,12 +153,13 @@ def undone(file: CertificateFile, indices: np.ndarray) -> np.ndarray:
     return np.array([i for i in indices if int(i) not in file.done], np.int64)
 
 
-def append_each(file: CertificateFile, work, labels, todo, stop, title: str, radius: float | None = None) -> None:
+def append_each(file: CertificateFile, work, labels, todo, stop, title: str, sequentially: bool = False) -> None:
     """Appends certificates as they are done, with progress: images per second, time left, the running ACR.
 
     Args:
         work: yields (position in `todo`, Certificates of length 1). labels: (images,) of the whole data set.
-        todo: (images left,) their numbers. radius: where it alone is decided; the share certified is shown then.
+        todo: (images left,) their numbers. sequentially: whether an image ends when it is decided: those that end first
+            tell nothing of the others, and no running figure is shown.
 
     Raises:
         Interrupted: `stop` says so; every finished image is in the file.
@@ -164,8 +171,8 @@ def append_each(file: CertificateFile, work, labels, todo, stop, title: str, rad
             index = int(todo[position])
             file.append(index, int(labels[index]), certificate)
             total, count = total + average_certified_radius(certificate, labels[[index]]), count + 1
-            shown = {"certified": total / count / radius} if radius else {"ACR": total / count}
-            bar.set_postfix({name: f"{value:.3f}" for name, value in shown.items()}, refresh=False)
+            if not sequentially:
+                bar.set_postfix({"ACR": f"{total / count:.3f}"}, refresh=False)
             bar.update()
             if stop():
                 raise Interrupted

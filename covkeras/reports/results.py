@@ -9,12 +9,21 @@ import numpy as np
 
 from covkeras.certification.certificates import average_certified_radius, certified_accuracy
 from covkeras.experiments.recipes import Recipe
-from covkeras.experiments.result import Result, steps_to
+from covkeras.experiments.result import Result, steps_to, why_silent
 from covkeras.reports import shares, statements
 from covkeras.reports.pages import STYLES, legend, markdown, new_figure, plain, style_of
 from covkeras.reports.report import Report, Section
 
-__all__ = ["Result", "accuracy_table", "fidelity_table", "markdown", "plain", "table_radii", "write_report"]
+__all__ = [
+    "Result",
+    "accuracy_table",
+    "fidelity_table",
+    "markdown",
+    "plain",
+    "table_radii",
+    "why_silent",
+    "write_report",
+]
 
 
 def table_radii(results: Sequence[Result]) -> list[float]:

@@ -24,7 +24,7 @@ PAIRED_NOTE = (
 
 def bounds_of(result: Result, radii: Sequence[float]) -> dict[str, float]:
     """Returns lower bounds of certified accuracy over images and noise, as data; none where there is none."""
-    if not result.tells_of_all:
+    if result.alpha is None or result.silent:
         return {}
     how = {"alpha": result.alpha, "beta": BETA, "shared_noise": result.shared_noise}
     bounds = certified_accuracy_lower(result.certificates, result.labels, radii, **how)
@@ -32,13 +32,13 @@ def bounds_of(result: Result, radii: Sequence[float]) -> dict[str, float]:
 
 
 def statements_table(results: Sequence[Result], radii: Sequence[float]) -> list[list[str]]:
-    """Returns a header and one row per result of test images and known alpha: lower bounds of certified accuracy, and
-    the images that would know the largest of them to one percent; empty where there is none."""
+    """Returns a header and one row per result that says something of all images: lower bounds of certified accuracy,
+    and the images that would know the largest of them to one percent; empty where there is none."""
     rows = []
     for result in results:
-        if not result.tells_of_all:
-            continue
         bounds = bounds_of(result, radii).values()
+        if not bounds:
+            continue
         accuracies = certified_accuracy(result.certificates, result.labels, radii)
         # The accuracy that is hardest to know is the nearest to a half.
         hardest = float(min(accuracies, key=lambda a: abs(a - 0.5)))
@@ -50,14 +50,8 @@ def statements_table(results: Sequence[Result], radii: Sequence[float]) -> list[
 
 
 def nothing_of_all(results: Sequence[Result]) -> str:
-    """Returns why some of the results say nothing of other images; empty where all are of test images."""
-    others = sorted({r.split for r in results if r.split != "test"})
-    if not others:
-        return ""
-    return (
-        f"Images of the {' and the '.join(others)} split say nothing of others: the classifier may have been trained "
-        "on them, or chosen by them. Certify test images."
-    )
+    """Returns why some of the results say nothing of other images, a sentence for each; empty where all do."""
+    return "\n".join(f"{r.name}: {r.silent}" for r in results if r.silent)
 
 
 def paired_table(results: Sequence[Result], radii: Sequence[float]) -> list[list[str]]:
