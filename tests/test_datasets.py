@@ -45,7 +45,24 @@ def test_an_epoch_is_a_permutation_and_epochs_differ(digits):
 def test_unknown_names_and_sizes_are_refused(digits):
     with pytest.raises(ValueError, match="data set must be one of digits"):
         datasets.load("digit")
+    with pytest.raises(ValueError, match="data set must be one of digits"):
+        datasets.load("")
+    for size in (-1, 2**40, 8.0):
+        with pytest.raises(ValueError, match="image_size must be a whole number"):
+            datasets.load("digits", "test", image_size=size)
     with pytest.raises(ValueError, match="split must be one of train, validation, test"):
         datasets.load("digits", "dev")
     with pytest.raises(ValueError, match="batch_size must be at most 1197"):
         digits.steps_per_epoch(1198)
+
+
+def test_digits_are_resized_as_own_images_are(digits, tmp_path):
+    """Where they were 8 x 8 whatever was asked for."""
+    test = datasets.load("digits", "test")
+    np.savez(tmp_path / "mine.npz", x_test=test.images, y_test=test.labels)
+    larger = datasets.load("digits", "test", image_size=12)
+    assert larger.images.shape == (360, 12, 12, 1) and np.array_equal(larger.labels, test.labels)
+    np.testing.assert_array_equal(
+        larger.images, datasets.load(str(tmp_path / "mine.npz"), "test", image_size=12).images
+    )
+    np.testing.assert_array_equal(datasets.load("digits", "test", image_size=8).images, test.images)

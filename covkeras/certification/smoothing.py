@@ -86,7 +86,9 @@ class SmoothedClassifier:
         self.image_shape = tuple(classifier.inputs[0].shape[1:])
         self.num_classes = classifier.outputs[0].shape[-1]
         self.batch_size = (
-            default_batch_size(self.image_shape) if batch_size is None else check_count("batch_size", batch_size)
+            default_batch_size(self.image_shape)
+            if batch_size is None
+            else check_count("batch_size", batch_size, 1, 2**20)
         )
         self.classifier = rebuilt(classifier, self.precision, strategy)
         self.ballot = Ballot(self.classifier, self.noise, self.batch_size, shared_noise, strategy)

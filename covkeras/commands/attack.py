@@ -12,6 +12,7 @@ from covkeras.commands import cli
 from covkeras.runtime.classifiers import fitted
 from covkeras.runtime.files import user_path
 from covkeras.runtime.later import Later
+from covkeras.runtime.validation import check_count
 
 certification = Later("covkeras.certification")
 diagnostics = Later("covkeras.diagnostics")
@@ -49,6 +50,9 @@ def parse(arguments=None) -> argparse.Namespace:
 
 
 def attack(flags, stop) -> None:
+    check_count("max", flags.max)
+    # The others' numbers are looked at before any work.
+    diagnostics.check_attack(flags.steps, flags.copies, flags.seed, flags.factors, flags.n)
     settings = records.read_settings(flags.certificates)
     classifier = cli.load_classifier(flags.classifier, flags)
     smoothed = certification.SmoothedClassifier(
@@ -58,6 +62,8 @@ def attack(flags, stop) -> None:
         raise ValueError(f"{flags.certificates} was made with another classifier than {flags.classifier}.")
     indices, _, certificates = jobs.sorted_certificates(flags.certificates)
     chosen = (certificates.radius > 0).nonzero()[0][: flags.max]
+    if not len(chosen):
+        raise ValueError(f"{flags.certificates} has no image with a certified radius: there is nothing to attack.")
     # A file of an older version does not say the size.
     size = settings.get("image_size", 0) if flags.image_size is None else flags.image_size
     data = datasets.load(flags.data or settings["data"], settings["split"], flags.data_dir, size)

@@ -79,6 +79,10 @@ def check(flags) -> None:
         raise ValueError(f"{flags.classifier} is a run's folder: give it by --run, which has its sigma.")
     if flags.classifier is not None and flags.sigma is None:
         raise ValueError("give --sigma, the noise level that the classifier was trained and certified with.")
+    if flags.image_size is not None and flags.data is None:
+        raise ValueError(
+            "give --image-size with --data, whose images it is the size of; --resize lets the server resize."
+        )
     if flags.class_names and flags.data:
         raise ValueError("give --class-names or --data, which has the names of its own.")
 
@@ -89,7 +93,7 @@ def export_file(flags, defaults) -> Path:
     kind = {"noise": flags.noise or "lattice", "precision": flags.precision}
     each = [certification.SmoothedClassifier(classifier, s, **kind) for s in (flags.sigma, *flags.sigmas)]
     names, images = flags.class_names, None
-    if flags.data:
+    if flags.data is not None:
         data = datasets.load(flags.data, "test", flags.data_dir, flags.image_size or 0).head(64)
         data = classifiers.fitted(data, each[0].classifier)
         names, images = data.class_names, data.floats()

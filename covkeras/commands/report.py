@@ -8,6 +8,7 @@ from pathlib import Path
 from covkeras.commands import cli
 from covkeras.runtime.files import user_path
 from covkeras.runtime.later import Later
+from covkeras.runtime.validation import check_alpha
 
 certification = Later("covkeras.certification")
 records = Later("covkeras.certification.records")
@@ -59,6 +60,8 @@ def main(arguments=None) -> int:
     flags = parse(arguments)
 
     def program(stop):
+        if flags.alpha is not None:
+            check_alpha(flags.alpha)
         results = []
         for name, file in zip(names_of(flags.files), flags.files, strict=True):
             indices, labels, certificates = certification.read_certificates(file)

@@ -14,6 +14,7 @@ from covkeras.datasets.memory import ImageData, load_digits
 from covkeras.datasets.own import is_own, load_own
 from covkeras.datasets.prepared import PREPARED, load_prepared
 from covkeras.datasets.stream import ImageStream
+from covkeras.runtime.validation import check_count
 
 SPLITS = ("train", "validation", "test")
 JOINED = "train+validation"
@@ -39,14 +40,15 @@ def load(
         ImageData, in memory, or for data sets too large for it ImageStream; both have `batches` and `head`.
 
     Raises:
-        ValueError: an unknown name or split, with those that are known; no image classification data set.
+        ValueError: an unknown name or split, with those that are known; no image classification data set; image_size.
         FileNotFoundError: the data set isn't prepared; the message holds the command that prepares it.
         OSError: a record file, or the .npz, is damaged.
     """
     if split not in (*SPLITS, JOINED):
         raise ValueError(f"split must be one of {', '.join((*SPLITS, JOINED))}, got {split!r}.")
+    check_count("image_size", image_size, 0, 4096)
     if name == "digits":
-        return load_digits(split)
+        return load_digits(split, image_size)
     if is_own(name):
         return load_own(name, split, image_size)
     return load_prepared(name, split, None if data_dir is None else os.path.expanduser(data_dir), image_size)

@@ -1,5 +1,7 @@
 """Random crops and flips, each a function of its seed alone."""
 
+import numpy as np
+
 AUGMENTATIONS = ("none", "crop", "crop_flip", "resized_crop_flip")
 _PADDING = 4
 
@@ -59,6 +61,13 @@ def centre_crop(image, size: int):
     side = tf.maximum(side - side // 8, 1)
     top, left = (shape[0] - side) // 2, (shape[1] - side) // 2
     return tf.image.resize(image[top : top + side, left : left + side], (size, size), antialias=True)
+
+
+def all_sized(images, size: int) -> np.ndarray:
+    """8-bit images, each of a size of its own, as `sized`: (images, size, size, channels) uint8."""
+    import tensorflow as tf
+
+    return np.stack([sized(tf.constant(image), size).numpy() for image in images])
 
 
 def sized(image, size: int):

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from covkeras.datasets.augmentation import augment
+from covkeras.datasets.augmentation import all_sized, augment
 from covkeras.datasets.base import Split
 
 
@@ -98,7 +98,7 @@ def _systematic(weights, start):
     return tf.minimum(tf.searchsorted(total, places, side="right"), int(np.flatnonzero(weights)[-1]))
 
 
-def load_digits(split: str) -> ImageData:
+def load_digits(split: str, image_size: int = 0) -> ImageData:
     """Loads scikit-learn's 1,797 handwritten digits: 1,197 to train, 240 to validate, 360 to test."""
     from sklearn.datasets import load_digits
 
@@ -109,4 +109,5 @@ def load_digits(split: str) -> ImageData:
     chosen = np.concatenate([parts[name] for name in split.split("+")])
     # Stored from 0 to 16: on the 8-bit grid, like all other data, where certification's noise is exact.
     images = np.round(bunch.images[chosen] * (255 / 16)).astype(np.uint8)[..., None]
+    images = all_sized(images, image_size) if image_size not in (0, 8) else images
     return ImageData("digits", split, images, bunch.target[chosen].astype(np.int64), tuple("0123456789"))

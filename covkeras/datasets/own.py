@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from covkeras.datasets.augmentation import all_sized
 from covkeras.datasets.memory import ImageData
 from covkeras.datasets.own_arrays import Arrays
 from covkeras.datasets.own_folders import Folder, is_image
@@ -19,7 +20,7 @@ _HELD_OUT = 5_000
 def is_own(name: str) -> bool:
     """Whether a data set's name is a path: of a file, of a folder with image files, or clearly of none there is. A
     data set that has the name is meant by it, whatever lies in the folder that one works in."""
-    if name == "digits" or name in PREPARED:
+    if not name or name == "digits" or name in PREPARED:
         return False
     if name.endswith(".npz") or name.startswith(("./", "../", "/", "~")):
         return True
@@ -105,12 +106,8 @@ def _drawn(count: int, split: str, has_validation: bool) -> np.ndarray:
 
 
 def _of_one_size(name: str, images, image_size: int) -> np.ndarray:
-    import tensorflow as tf
-
-    from covkeras.datasets.augmentation import sized
-
     if image_size:
-        return np.stack([sized(tf.constant(image), image_size).numpy() for image in images])
+        return all_sized(images, image_size)
     if len({image.shape for image in images}) > 1:
         raise ValueError(f"the images of {name!r} vary in size: give --image-size, the height and width to resize to.")
     return np.stack(images) if len(images) else np.zeros((0, 1, 1, 1), np.uint8)

@@ -5,6 +5,7 @@ gradient taken through noisy copies (Salman et al., NeurIPS 2019).
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,7 +14,7 @@ import tensorflow as tf
 from covkeras.certification.certificates import ABSTAIN, Certificates
 from covkeras.certification.smoothing import SmoothedClassifier
 from covkeras.moments.image_gradients import quick_to_image
-from covkeras.runtime.validation import check_count
+from covkeras.runtime.validation import check_between, check_count
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +52,7 @@ def attack(
     Returns:
         float32 images on the 8-bit grid, each within its radius of the original.
     """
-    check_count("steps", steps)
-    check_count("copies", copies)
+    check_attack(steps, copies, seed)
     images = np.asarray(images, np.float32)
     noise = smoothed.sigma * tf.random.stateless_normal((copies, *images.shape[1:]), [seed, 0])
     found = [
@@ -60,6 +60,16 @@ def attack(
         for image, label, radius in zip(images, labels, radii, strict=True)
     ]
     return np.stack(found) if found else images
+
+
+def check_attack(steps: int, copies: int, seed: int, factors: Sequence[float] = (), n: int = 1) -> None:
+    """Refuses numbers that no attack has; what they are: `attack_certificates`. Raises ValueError."""
+    check_count("steps", steps, 1, 10**6)
+    check_count("copies", copies, 1, 2**20)
+    check_count("seed", seed, 0)
+    check_count("n", n)
+    for factor in factors:
+        check_between("factors", factor, 0, math.inf, closed="left")
 
 
 def _ascend(classifier, image, label, radius, steps, noise) -> np.ndarray:
@@ -105,6 +115,7 @@ def attack_certificates(
     Returns:
         One AttackOutcome for each factor, over the images that are certified.
     """
+    check_attack(steps, copies, seed, factors, n)
     certified = np.flatnonzero(certificates.radius > 0)
     images, labels = np.asarray(images)[certified], certificates.label[certified]
     outcomes = []

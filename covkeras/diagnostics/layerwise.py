@@ -14,7 +14,7 @@ from covkeras.moments.dispatch import Context, propagate
 from covkeras.moments.gaussian import Gaussian, probability
 from covkeras.moments.graph import walk
 from covkeras.moments.network import MomentNetwork
-from covkeras.runtime.validation import check_count
+from covkeras.runtime.validation import check_between, check_count
 
 _LINEAR = (
     *(keras.layers.Conv2D, keras.layers.DepthwiseConv2D, keras.layers.SeparableConv2D, keras.layers.Conv2DTranspose),
@@ -130,6 +130,8 @@ def layer_moments(
     """
     if check_count("samples", samples, 2 * _CHUNKS) % _CHUNKS:
         raise ValueError(f"samples must be a multiple of {_CHUNKS}, got {samples}.")
+    check_count("seed", seed, 0)
+    check_between("memory_gb", memory_gb, 0, math.inf)
     images = np.asarray(images, np.float32)
     means = pre_activations(network, images[:1], sampled=False)
     both = pre_activations(network, images[:1], sampled=False, rectifier="bivariate")

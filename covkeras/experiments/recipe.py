@@ -125,7 +125,7 @@ class Recipe:
     r_max: float = fields.r_max()
     label_noise: float = fields.number(0.0, "rate of pair flips of the training labels, i to i + 1", 0, 1, "left")
     augmentation: str = fields.choice("none", "random changes of the training images", AUGMENTATIONS)
-    image_size: int = fields.count(0, "height and width to resize to; 0 = as stored", 0)
+    image_size: int = fields.count(0, "height and width to resize to; 0 = as stored", 0, 4096)
     train_images: int = fields.count(0, "training images to use; 0 = all", 0)
     train_on_validation: bool = fields.switch(
         False, "train on the validation images too, once the hyper-parameters are chosen"

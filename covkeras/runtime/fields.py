@@ -7,7 +7,7 @@ import dataclasses
 import math
 import os
 
-from covkeras.runtime.validation import check_between, check_choice, check_count, check_r_max, check_sigma
+from covkeras.runtime.validation import LARGEST, check_between, check_choice, check_count, check_r_max, check_sigma
 
 Field = dataclasses.Field
 
@@ -26,9 +26,7 @@ def number(default, help: str, low=-math.inf, high=math.inf, closed: str = "neit
     )
 
 
-def count(
-    default, help: str, low: int = 1, high: int | None = None, search: str = "", epoch: bool | str = False
-) -> Field:
+def count(default, help: str, low: int = 1, high: int = LARGEST, search: str = "", epoch: bool | str = False) -> Field:
     """Returns a field for a whole number from `low` to `high`.
 
     epoch: one of a schedule, scaled with the epochs: True where something begins at it, "last" for a number of epochs.

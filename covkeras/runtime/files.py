@@ -1,5 +1,6 @@
 """Files that are whole whenever they are there, and that one process writes at a time."""
 
+import argparse
 import contextlib
 import os
 import shlex
@@ -45,7 +46,10 @@ def is_keras_file(path) -> bool:
 
 
 def user_path(text: str) -> str:
-    """A path as a user types it: `~` stands for the home folder wherever a shell leaves it, as in --out=~/x."""
+    """A path as a user types it: `~` stands for the home folder wherever a shell leaves it, as in --out=~/x. Nothing,
+    as of a variable that is not set, is refused."""
+    if not text:
+        raise argparse.ArgumentTypeError("a path must not be empty: leave the option out, or set the variable in it")
     return os.path.expanduser(text)
 
 

@@ -84,11 +84,15 @@ def check_enough_to_predict(name: str, n: int, alpha: float) -> None:
         )
 
 
-def check_count(name: str, value, low: int = 1, high: int | None = None) -> int:
+# Numbers above are none of a machine's.
+LARGEST = 2**62
+
+
+def check_count(name: str, value, low: int = 1, high: int = LARGEST) -> int:
     """Refuses anything but a whole number from `low` to `high`."""
     whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-    if not whole or value < low or (high is not None and value > high):
-        allowed = f">= {low}" if high is None else f"from {low} to {high}"
+    if not whole or not low <= value <= high:
+        allowed = f">= {low}" if high == LARGEST and (not whole or value < low) else f"from {low} to {high}"
         raise ValueError(f"{name} must be a whole number {allowed}, got {value!r}.")
     return int(value)
 

@@ -1,0 +1,65 @@
+"""Numbers that no command can mean, for every one of its number flags: one line, exit 2, and nothing written."""
+
+import pytest
+from conftest import small_classifier
+
+from covkeras.certification.certificates import Certificates
+from covkeras.certification.logs import CertificateFile
+from covkeras.commands.main import main
+
+# Too small, no number, too large for a machine's.
+ODD = ("-1", "nan", "9" * 20)
+COMMANDS = {
+    "certify": (
+        ["{classifier}", "--data", "digits", "--sigma", "0.25", "--max", "2", "--n", "1000", "--out", "{out}.tsv"],
+        ["sigma", "n0", "n", "alpha", "seed", "batch", "start", "max", "skip", "image-size", "actors", "block"]
+        + ["radius", "radii", "tolerance"],
+    ),
+    "attack": (
+        ["{classifier}", "--certificates", "{log}"],
+        ["max", "factors", "steps", "copies", "n", "seed"],
+    ),
+    "report": (["{log}", "--out", "{out}"], ["alpha"]),
+    "diagnose": (
+        ["--classifier", "{classifier}", "--data", "digits", "--out", "{out}"],
+        ["sigma", "r-max", "images", "samples", "seed", "memory-gb"],
+    ),
+    "export": (
+        ["{classifier}", "--sigma", "0.25", "--data", "digits", "--out", "{out}/1"],
+        ["sigma", "sigmas", "n0", "n", "alpha", "n-predict", "max-samples", "image-size"],
+    ),
+}
+# What a huge number may well mean: all images or memory; a precision, or attacks, beyond every radius.
+MEANT = {("certify", "max"), ("certify", "tolerance"), ("certify", "block"), ("attack", "max"), ("attack", "factors")}
+MEANT |= {("diagnose", "memory-gb")}
+CASES = [
+    (command, flag, value)
+    for command, (_, flags) in COMMANDS.items()
+    for flag in flags
+    for value in ODD
+    if not (value.startswith("9") and (command, flag) in MEANT)
+]
+
+
+@pytest.fixture(scope="module")
+def there(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("there")
+    small_classifier(classes=10).save(folder / "classifier.keras")
+    with CertificateFile(folder / "c.tsv") as file:
+        file.append(0, 7, Certificates.single(-1, 0.0, p_lower=0.4, samples=1_100, seconds=0.1))
+    return {"classifier": str(folder / "classifier.keras"), "log": str(folder / "c.tsv")}
+
+
+@pytest.mark.parametrize(("command", "flag", "value"), CASES)
+def test_odd_numbers_are_refused_in_one_line(command, flag, value, there, tmp_path, capsys):
+    arguments = [a.format(out=tmp_path / "out", **there) for a in COMMANDS[command][0]]
+    if f"--{flag}" in arguments:
+        del arguments[arguments.index(f"--{flag}") : arguments.index(f"--{flag}") + 2]
+    try:
+        code = main([command, *arguments, f"--{flag}", value])
+    except SystemExit as error:  # argparse's own
+        code = error.code
+    said = capsys.readouterr().err.strip().splitlines()
+    # By its own name, or that of one of them: radius of --radii, sigma of --sigmas.
+    assert code == 2 and "error: " in said[-1] and flag[:4].replace("-", "_") in said[-1].replace("-", "_")
+    assert not list(tmp_path.iterdir())
