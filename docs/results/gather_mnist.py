@@ -56,7 +56,7 @@ def compare(rows: list[tuple[dict, Result]]) -> None:
         row["plain epochs"] = row["epochs"] * row["step cost"]
         for other, (title, alike) in OTHERS.items():
             same = [(r, its) for r, its in rows if r["label"] == other and all(r[k] == row[k] for k in alike)]
-            same.sort(key=lambda pair: pair[0]["rate"] != row["rate"])
+            same.sort(key=lambda pair: (pair[0]["rate"] != row["rate"], pair[0]["epochs"] != row["epochs"]))
             if same and same[0][0] is not row:
                 row[title], row[f"{title} se"] = gains([mine], [same[0][1]])
 
