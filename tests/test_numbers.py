@@ -24,6 +24,9 @@ COMMANDS = {
         ["--classifier", "{classifier}", "--data", "digits", "--out", "{out}"],
         ["sigma", "r-max", "images", "samples", "seed", "memory-gb"],
     ),
+    "search": (["--smoke", "--out", "{out}"], ["trials", "tuner-seed", "seeds", "checkpoint-minutes"]),
+    "compare": (["--smoke", "--out", "{out}"], ["seeds", "seconds"]),
+    "noisy-labels": (["--smoke", "--out", "{out}"], ["rates", "seeds"]),
     "export": (
         ["{classifier}", "--sigma", "0.25", "--data", "digits", "--out", "{out}/1"],
         ["sigma", "sigmas", "n0", "n", "alpha", "n-predict", "max-samples", "image-size"],
@@ -31,7 +34,7 @@ COMMANDS = {
 }
 # What a huge number may well mean: all images or memory; a precision, or attacks, beyond every radius.
 MEANT = {("certify", "max"), ("certify", "tolerance"), ("certify", "block"), ("attack", "max"), ("attack", "factors")}
-MEANT |= {("diagnose", "memory-gb")}
+MEANT |= {("diagnose", "memory-gb"), ("compare", "seconds"), ("search", "checkpoint-minutes")}
 CASES = [
     (command, flag, value)
     for command, (_, flags) in COMMANDS.items()

@@ -22,6 +22,7 @@ from covkeras.experiments.recipe import METHODS, TUNERS, objective_kind
 from covkeras.experiments.runs import recorded_recipe
 from covkeras.runtime.files import held, quoted, user_path, write_text_aside
 from covkeras.runtime.later import Later
+from covkeras.runtime.validation import check_count
 
 precision = Later("covkeras.experiments.precision")
 report = Later("covkeras.reports.results")
@@ -94,6 +95,8 @@ def work(flags, stop) -> None:
         recipe, space, folder=folder, objective=objective, environment=cli.environment_from(flags, stop)
     )
     worker = "KERASTUNER_ORACLE_IP" in os.environ and "chief" not in os.environ["KERASTUNER_TUNER_ID"]
+    check_count("seeds", flags.seeds, 0, 1000)
+    check_count("tuner_seed", flags.tuner_seed, 0, 2**31 - 1)
     tuning.check_tuner(hypermodel, flags.tuner, flags.trials, flags.tuner_seed)
     tuning.claim(hypermodel, flags.tuner, flags.tuner_seed)
     # Workers share the folder with their chief.

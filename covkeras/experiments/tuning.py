@@ -136,7 +136,7 @@ def check_tuner(hypermodel: CertifiedHyperModel, kind: str, trials: int, seed: i
     """Refuses a tuner that can't be made. Raises ValueError: unknown; a grid over intervals; trials, seed."""
     check_choice("tuner", kind, TUNERS)
     check_count("trials", trials)
-    check_count("seed", seed, 0)
+    check_count("seed", seed, 0, 2**31 - 1)
     if kind in ("grid", "ablation") and any(not one.values for one in hypermodel.space):
         raise ValueError(f"the {kind} tuner takes lists, such as lam=0,0.5,1,4; got an interval.")
 
