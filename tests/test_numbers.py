@@ -6,6 +6,7 @@ from conftest import small_classifier
 from covkeras.certification.certificates import Certificates
 from covkeras.certification.logs import CertificateFile
 from covkeras.commands.main import main
+from covkeras.diagnostics import layerwise
 
 # Too small, no number, too large for a machine's.
 ODD = ("-1", "nan", "9" * 20)
@@ -66,3 +67,11 @@ def test_odd_numbers_are_refused_in_one_line(command, flag, value, there, tmp_pa
     # By its own name, or that of one of them: radius of --radii, sigma of --sigmas.
     assert code == 2 and "error: " in said[-1] and flag[:4].replace("-", "_") in said[-1].replace("-", "_")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_report_that_cannot_be_written_is_refused_before_the_sampling(there, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(layerwise, "layer_moments", lambda *_, **__: pytest.fail("sampled"))
+    (tmp_path / "taken").write_text("mine")
+    arguments = ["--classifier", there["classifier"], "--data", "digits", "--out", str(tmp_path / "taken")]
+    assert main(["diagnose", *arguments]) == 2
+    assert "taken: File exists" in capsys.readouterr().err and (tmp_path / "taken").read_text() == "mine"

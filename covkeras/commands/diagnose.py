@@ -92,6 +92,9 @@ def work(flags, stop) -> None:
     if unknown := [name for name in flags.show if name not in names]:
         raise ValueError(f"show: no linear layers {unknown} in the classifier, which has {names}.")
     costs = costs_of(flags.comparison) if flags.comparison else None
+    folder = Path(flags.out) if flags.out else Path(flags.classifier).parent / "diagnosis"
+    # Where nothing can be written, before minutes of work.
+    folder.mkdir(parents=True, exist_ok=True)
     rows = sampled_layers(flags, stop, network, data.floats())
     sections = diagnosis.layer_sections(rows, flags.show or spread_over(names), flags.r_max)
     print("measuring the method's own figures", file=sys.stderr, flush=True)
@@ -102,7 +105,6 @@ def work(flags, stop) -> None:
         )
         figures = {"cost": comparison_report.cost_bars(costs)}
         sections.append(report.Section("Cost of a training step", words, figures))
-    folder = Path(flags.out) if flags.out else Path(flags.classifier).parent / "diagnosis"
     caption = (
         f"{flags.classifier}, {len(data)} test images of {flags.data}, {flags.samples:,} samples each, sigma "
         f"{flags.sigma:g}, r_max {flags.r_max:g}"
