@@ -42,6 +42,7 @@ SHORT = {
     for name in (
         *("any_model", "comparing", "denoising", "keras_habits", "objectives", "odd_files", "one_method"),
         *("own_method", "prepared", "runs", "trainer", "tuning", "changed_inputs", "handed_in", "own_images"),
+        *("copies", "numbers"),
     )
 }
 FULL = os.environ.get("COVKERAS_TESTS_FULL") == "1"

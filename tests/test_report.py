@@ -115,3 +115,24 @@ def test_no_two_of_many_methods_are_drawn_alike():
     assert len(set(drawn)) == 49
     # One after another differ in both, so that a picture without colours is read, too.
     assert all(a[0] != b[0] and a[1] != b[1] for a, b in itertools.pairwise(drawn))
+
+
+@pytest.mark.parametrize(("samples", "said"), [((10_100, 100_100), True), ((10_100, 10_100), False), ((0, 0), False)])
+def test_logs_of_unequal_samples_are_told(samples, said, tmp_path):
+    """A log's largest radius grows with n: two logs of another n are not alike, whatever their methods."""
+    parts = [Certificates.single(1, 0.5, p_lower=0.9, samples=count, seconds=0.1) for count in samples]
+    results = [report.Result(name, np.ones(1, int), part) for name, part in zip("ab", parts, strict=True)]
+    words = "Samples of an image, in the mean: a 10,100, b 100,100."
+    assert (words in report.shown(results)) == said
+    report.write_report(tmp_path, results)
+    assert (words in (tmp_path / "index.html").read_text(encoding="utf-8")) == said
+
+
+def test_logs_of_other_images_are_told():
+    part = Certificates.concatenate([Certificates.single(1, 0.5, p_lower=0.9, samples=100, seconds=0.1)] * 3)
+    first, second, same = (
+        Result(name, np.ones(3, int), part, indices=np.array(at))
+        for name, at in (("a", [0, 1, 2]), ("b", [2, 1, 5]), ("c", [2, 0, 1]))
+    )
+    assert "Not of the same images: 2 are in all of them" in report.shown([first, second])
+    assert "Not of the same images" not in report.shown([first, same])

@@ -48,8 +48,27 @@ def accuracy_table(results: Sequence[Result]) -> list[list[str]]:
 def shown(results: Sequence[Result]) -> str:
     """Returns what the terminal shows of certified results: accuracy, what it says of all images, and in pairs."""
     tables = [accuracy_table(results), *(s.rows for s in statements.sections(results, table_radii(results)))]
-    parts = [*(plain(rows) for rows in tables if rows), statements.nothing_of_all(results)]
+    parts = [*(plain(rows) for rows in tables if rows), unlike(results), statements.nothing_of_all(results)]
     return "\n\n".join(filter(None, parts))
+
+
+def unlike(results: Sequence[Result]) -> str:
+    """Returns why the results' figures may not be set beside each other as they are, other images or other numbers of
+    samples; empty where they may."""
+    images = [set(r.indices.tolist()) for r in results if r.indices is not None]
+    if images and len(images) == len(results) and any(one != images[0] for one in images):
+        common = len(set.intersection(*images))
+        return f"Not of the same images: {common} are in all of them; figures are each of its own. {_samples(results)}"
+    return _samples(results)
+
+
+def _samples(results: Sequence[Result]) -> str:
+    means = {r.name: float(r.certificates.samples.mean()) for r in results}
+    known = [mean for mean in means.values() if mean > 0]
+    if not known or max(known) <= 1.05 * min(known):
+        return ""
+    listed = ", ".join(f"{name} {mean:,.0f}" if mean > 0 else f"{name} unknown" for name, mean in means.items())
+    return f"Samples of an image, in the mean: {listed}. Where their number is fixed, fewer cut the radii shorter."
 
 
 def fidelity_table(results: Sequence[Result]) -> list[list[str]]:
@@ -128,8 +147,9 @@ def write_report(
     """Writes the report of certified results: curve.png, fidelity_*.png, training.png and a report's files; returns
     the terminal's tables. more: sections of the caller's, below the curve."""
     caption = caption_of(recipe) if recipe else ""
+    note = f"{CERTIFIED_NOTE} {unlike(results)}".strip()
     sections = [
-        Section(figures={"curve": accuracy_plot(results, caption)}, rows=accuracy_table(results), note=CERTIFIED_NOTE),
+        Section(figures={"curve": accuracy_plot(results, caption)}, rows=accuracy_table(results), note=note),
         shares.section({r.name: [r] for r in results}),
     ]
     sections += [*statements.sections(results, table_radii(results)), *more]
