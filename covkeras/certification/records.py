@@ -4,7 +4,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +104,11 @@ def open_records(path: str | os.PathLike, settings: dict) -> CertificateFile:
     else:
         write_text_aside(beside, json.dumps(settings, indent=2) + "\n")
     return CertificateFile(path, runner_up=bool(settings.get("runner_up")))
+
+
+def is_sequential(settings: Mapping) -> bool:
+    """Whether each image was sampled until it was decided: the images that are there first are no fair sample."""
+    return any(settings.get(name) is not None for name in ("radius", "radii", "tolerance"))
 
 
 def check_file(path: str | os.PathLike) -> None:

@@ -8,7 +8,6 @@ from covkeras.runtime.probing import probe_images
 
 # Copies in a slot of a mixed batch: the least that a sequential test draws. At r = sigma a perfect image needs 40.
 BLOCK = 16
-_LONGS = tf.TensorSpec((None,), tf.int64), tf.TensorSpec((), tf.int64)
 
 
 class Ballot:
@@ -31,6 +30,8 @@ class Ballot:
         self.image_shape = tuple(classifier.inputs[0].shape[1:])
         self.num_classes = classifier.outputs[0].shape[-1]
         self.slots = max(1, batch_size // BLOCK)
+        several = tf.TensorSpec((None, *self.image_shape), tf.float32)
+        self._specs = several, tf.TensorSpec((None,), tf.int64), tf.TensorSpec((), tf.int64)
         self._compiled = {}
         self._probe, self._answers = probe_images(classifier)[:4], None
 
@@ -52,7 +53,7 @@ class Ballot:
 
     def count(self, images: np.ndarray, indices, phase: int, n: int, seed: int) -> np.ndarray:
         """Counts the classes of n copies of each image: float32 (images, ...) -> int64 (images, classes)."""
-        several, vector, number = tf.TensorSpec((None, *self.image_shape), tf.float32), *_LONGS
+        several, vector, number = self._specs
         compiled = not is_watched()
         loop = self._traced(
             "count",
@@ -138,7 +139,7 @@ class Ballot:
         Returns:
             int64 (slots, classes).
         """
-        several, vector, number = tf.TensorSpec((None, *self.image_shape), tf.float32), *_LONGS
+        several, vector, number = self._specs
         specs = (several, vector, vector, vector, number)
         loop = self._traced("blocks", lambda *a: self._summed(lambda *r: self._mixed(*a, *r)), *specs)
         vectors = (tf.constant(np.asarray(v), tf.int64) for v in (indices, phases, blocks))

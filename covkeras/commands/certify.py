@@ -176,7 +176,7 @@ def certify(flags, stop) -> None:
     out = Path(flags.out or "certificates.tsv")
     names = ("data", "split", "image_size", "n0", "n", "alpha", "seed", "radius", "radii", "tolerance")
     what = {name: getattr(flags, name) for name in names}
-    sequentially = any(given is not None for given in (flags.radius, flags.radii, flags.tolerance))
+    sequentially = records.is_sequential(what)
     if sequentially:
         what["block"] = voting.BLOCK
     if flags.runner_up:

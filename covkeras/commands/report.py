@@ -52,8 +52,8 @@ def known_of(file: str, indices, given: float | None) -> dict:
         return {"alpha": given}
     settings = records.read_settings(file)
     known = {"alpha": settings.get("alpha", given), "shared_noise": bool(settings.get("shared_noise"))}
-    sequentially = any(settings.get(name) is not None for name in ("radius", "radii", "tolerance"))
-    return known | {"silent": report.why_silent(settings.get("split") or "test", indices, sequentially)}
+    silent = report.why_silent(settings.get("split") or "test", indices, records.is_sequential(settings))
+    return known | {"silent": silent}
 
 
 def main(arguments=None) -> int:

@@ -58,7 +58,8 @@ def unlike(results: Sequence[Result]) -> str:
     images = [set(r.indices.tolist()) for r in results if r.indices is not None]
     if images and len(images) == len(results) and any(one != images[0] for one in images):
         common = len(set.intersection(*images))
-        return f"Not of the same images: {common} are in all of them; figures are each of its own. {_samples(results)}"
+        said = f"Not of the same images: {common} are in all of them; figures are each of its own. {_samples(results)}"
+        return said.strip()
     return _samples(results)
 
 

@@ -57,7 +57,10 @@ def _loaded(path: str) -> keras.Model:
         own = re.search(r"'module': '(covkeras\.[\w.]+)'", str(error))
         if not own or own[1] in sys.modules:
             raise
-        importlib.import_module(own[1])
+        try:
+            importlib.import_module(own[1])
+        except ImportError:  # of another version of covkeras
+            raise error from None
         return _loaded(path)
 
 
