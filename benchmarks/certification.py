@@ -18,9 +18,10 @@ and 64 images. What is left there is what an operation costs, whatever its size,
 forward pass beside it. Batches of 2,048 would give 3 % more votes a second. With four or eight threads between
 operations (TF_NUM_INTEROP_THREADS) the ratio is 0.91 to 0.95 there, by slower forward passes: no more votes a second.
 A single stream's bits compiled by XLA, with the look-up in the same loop or apart, leave it as it is (0.85 to 0.86, and
-0.85 to 0.87 without, in turns). On one core (taskset -c 0) it is 0.90 to 0.94, where two give 0.86 to 0.87 on the same day: of
-5.35 microseconds a copy takes there the draw by itself takes 0.28, adding it and counting the vote 0.07. Batches of 256
-bring 5 % more votes a second at 8 x 8, and lower the ratio; on the field's LeNet 512 is within a hundredth of the best.
+0.85 to 0.87 without, in turns). On one core (taskset -c 0) it is 0.90 to 0.94, where two
+give 0.86 to 0.87 on the same day: of 5.35 microseconds of a copy there the draw by itself takes 0.28, adding it and
+counting the vote 0.07. Batches of 256 bring 5 % more votes a second at 8 x 8, and lower the ratio; on the field's LeNet
+512 is within a hundredth of the best in bfloat16, and within a tenth in float32 (128 on one core).
 
 "Blocks of 16" are a sequential test's batches, each slot another image's: 0.84 (8 x 8, where fixed n had as much in the
 same runs), 0.91 (LeNet), 0.86 (bfloat16, before the bits were compiled; since then 0.83, 0.77 to 0.89, on a busy day).
