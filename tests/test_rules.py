@@ -82,6 +82,11 @@ SPATIAL = {
     "global average pooling": (lambda: layers.GlobalAveragePooling2D(), (3, 4), 3, (slice(None),)),
     "global average, axes kept": (lambda: layers.GlobalAveragePooling2D(keepdims=True), (2, 2), 3, ONE_PIXEL),
     "dense on pixels": (lambda: layers.Dense(4), (1, 2), 3, (0, 1, slice(None))),
+    "einsum on pixels": (
+        lambda: layers.EinsumDense("abcd,de->abce", output_shape=(None, None, 4), bias_axes="e"),
+        *((1, 2), 3, (0, 1, slice(None))),
+    ),
+    "einsum of dots": (lambda: layers.EinsumDense("...x,xy->...y", 4), (1, 2), 3, (0, 1, slice(None))),
     "batch normalization": (lambda: layers.BatchNormalization(), (1, 2), 3, (0, 1, slice(None))),
     "batch normalization bare": (
         lambda: layers.BatchNormalization(center=False, scale=False),
@@ -209,6 +214,7 @@ REFUSED = {
         axis=(1, 3), mean=np.zeros((2, 3)), variance=np.ones((2, 3))
     ),
     "tears the channels apart": lambda: layers.Reshape((3, 4)),
+    "last axis alone is summed over": lambda: layers.EinsumDense("abcd,cde->abe", output_shape=(None, 4)),
 }
 
 

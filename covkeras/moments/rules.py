@@ -204,11 +204,34 @@ def dense(layer, gaussian, context):
 
     mean (batch, ..., P * in) -> (batch, ..., out); cov (in, in) -> (out, out).
     """
+    mean, cov = _times_kernel(layer, gaussian)
+    return _activated(layer, Gaussian(_biased(layer, mean), cov), context)
+
+
+@propagate.register(keras.layers.EinsumDense)
+def einsum_dense(layer, gaussian, context):
+    """As Dense, where the last axis alone is summed over, as by "abc,cd->abd" or "...x,xy->...y"; others are refused.
+
+    mean (batch, ..., P * in) -> (batch, ..., out); cov (in, in) -> (out, out).
+    """
+    given, after = layer.equation.split("->")
+    inputs, weights = given.split(",")
+    if len(weights) != 2 or inputs[-1:] != weights[0] or after != inputs[:-1] + weights[1]:
+        raise NotImplementedError(
+            f"EinsumDense (layer {layer.name!r}) has a moment rule where the last axis alone is summed over, as by "
+            f"'...x,xy->...y', got {layer.equation!r}. Use Dense between Reshape or Permute."
+        )
+    mean, cov = _times_kernel(layer, gaussian)
+    mean = mean if layer.bias is None else ops.add(mean, ops.cast(layer.bias, mean.dtype))
+    return _activated(layer, Gaussian(mean, cov), context)
+
+
+def _times_kernel(layer, gaussian) -> Gaussian:
+    """W^T m and sum_p W_p^T S W_p, of a layer whose kernel is the matrix W."""
     kernel = layer.kernel
     matrices = ops.reshape(kernel, (-1, gaussian.cov.shape[-1], kernel.shape[-1]))
-    cov = quadratic_form(matrices, gaussian.cov)
     mean = ops.matmul(ops.cast(gaussian.mean, layer.compute_dtype), ops.cast(kernel, layer.compute_dtype))
-    return _activated(layer, Gaussian(_biased(layer, mean), cov), context)
+    return Gaussian(mean, quadratic_form(matrices, gaussian.cov))
 
 
 # Affine maps of each channel: cov D S D.
