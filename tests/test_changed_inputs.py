@@ -26,7 +26,7 @@ def mine(tmp_path, monkeypatch, rng):
     """The arrays of an .npz, which lies in the folder that is worked in."""
     monkeypatch.chdir(tmp_path)
     images, labels = rng.integers(0, 256, (60, 8, 8), dtype=np.uint8), np.arange(60) % 4
-    arrays = {"x_train": images, "y_train": labels, "x_test": images[:8], "y_test": labels[:8]}
+    arrays = {"x_train": images, "y_train": labels, "x_test": 255 - images[:8], "y_test": labels[:8]}
     np.savez("mine.npz", **arrays)
     return arrays
 

@@ -295,7 +295,7 @@ def test_own_images_are_trained_on_and_certified(tmp_path, rng, monkeypatch, cap
     """The main job on an .npz; a file is resumed with the images it was begun with, and no others."""
     monkeypatch.chdir(tmp_path)
     images, labels = arrays(rng, 80)
-    kept = {"x_train": images, "y_train": labels, "x_test": images, "y_test": labels}
+    kept = {"x_train": images, "y_train": labels, "x_test": 255 - images, "y_test": labels}
     np.savez("mine.npz", **kept)
     training = ["--smoke", "--data", "mine.npz", "--method", "gaussian_augmentation", "--batch-size", "16"]
     assert train_command.main(training) == 0
@@ -311,10 +311,32 @@ def test_own_images_are_trained_on_and_certified(tmp_path, rng, monkeypatch, cap
     options = ["--data", "mine.npz", "--sigma", "0.25", "--n0", "10", "--n", "50", "--alpha", "0.05", "--max", "2"]
     assert certify_command.main([str(classifier), *options, "--out", "out.tsv"]) == 0
     assert len(json.loads(next(Path().glob("out*.json")).read_text())["data_digest"]) == 16
-    np.savez("mine.npz", **kept | {"x_test": images[::-1]})
+    np.savez("mine.npz", **kept | {"x_test": 255 - images[::-1]})
     capsys.readouterr()
     assert certify_command.main([str(classifier), *options, "--out", "out.tsv"]) != 0
     assert "data_digest" in capsys.readouterr().err
     np.savez("mine.npz", images=images[:3], labels=labels[:3])
     assert certify_command.main([str(classifier), *options, "--out", "new.tsv"]) != 0
     assert "names them all, as class_names" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["arrays", "files"])
+@pytest.mark.parametrize("repeated", [0, 1, 7])
+def test_test_images_that_are_training_images_too_are_said(kind, repeated, tmp_path, rng):
+    images = rng.integers(0, 256, (60, 6, 6), np.uint8)
+    train, test = images[:40], np.concatenate([images[40 - repeated : 40], images[40:]])
+    if kind == "arrays":
+        path = tmp_path / "mine.npz"
+        np.savez(path, x_train=train, y_train=np.arange(40) % 2, x_test=test, y_test=np.arange(len(test)) % 2)
+    else:
+        path = tmp_path / "mine"
+        for part, some in (("train", train), ("test", test)):
+            for i, image in enumerate(some):
+                place = path / part / "ab"[i % 2] / f"{i}.png"
+                place.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(image).save(place)
+    match = f"^{repeated} of the {len(test)} test images of .*mine.* are training images, too"
+    with pytest.warns(UserWarning, match=match) if repeated else contextlib.nullcontext():
+        datasets.load(str(path), "test")
+    # A training asks nothing of them.
+    datasets.load(str(path), "train")

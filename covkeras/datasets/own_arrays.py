@@ -45,6 +45,12 @@ class Arrays:
         found = self._array(images), self._array(labels)
         return checked_images(f"{images} of {self.path}", found[0]), self._labels(labels, found[1], len(found[0]))
 
+    def repeated(self) -> int:
+        """How many test images are training images, too, byte for byte."""
+        train, test = (self._array(self._pair(part)[0]) for part in ("train", "test"))
+        known = {hash(image.tobytes()) for image in train}
+        return sum(hash(image.tobytes()) in known for image in test)
+
     def _array(self, name: str) -> np.ndarray:
         try:
             with open(self.path, "rb") as file:
