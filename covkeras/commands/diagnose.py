@@ -84,6 +84,7 @@ def spread_over(names: list[str], count: int = 4) -> list[str]:
 
 def work(flags, stop) -> None:
     check_count("images", flags.images)
+    layerwise.check_sampling(flags.samples, flags.seed, flags.memory_gb)
     classifier = loading.load_keras(flags.classifier)
     network = moments.MomentNetwork(classifier, flags.sigma, flags.r_max)
     data = datasets.load(flags.data, "test", flags.data_dir, network.image_shape[0]).head(flags.images)

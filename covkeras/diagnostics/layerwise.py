@@ -128,10 +128,7 @@ def layer_moments(
     Raises:
         ValueError: no such layer (those that exist are listed); a network too large for the memory.
     """
-    if check_count("samples", samples, 2 * _CHUNKS) % _CHUNKS:
-        raise ValueError(f"samples must be a multiple of {_CHUNKS}, got {samples}.")
-    check_count("seed", seed, 0)
-    check_between("memory_gb", memory_gb, 0, math.inf)
+    check_sampling(samples, seed, memory_gb)
     images = np.asarray(images, np.float32)
     means = pre_activations(network, images[:1], sampled=False)
     both = pre_activations(network, images[:1], sampled=False, rectifier="bivariate")
@@ -150,6 +147,14 @@ def layer_moments(
                 sums[name].add(chunk, ops.convert_to_numpy(ops.cast(seen[name].mean, "float32")), keep=i == 0)
             progress()
     return [sums[name].result(name, means[name], both[name], len(images)) for name in chosen]
+
+
+def check_sampling(samples: int, seed: int, memory_gb: float) -> None:
+    """Refuses numbers that `layer_moments` can't take. Raises ValueError."""
+    if check_count("samples", samples, 2 * _CHUNKS) % _CHUNKS:
+        raise ValueError(f"samples must be a multiple of {_CHUNKS}, got {samples}.")
+    check_count("seed", seed, 0)
+    check_between("memory_gb", memory_gb, 0, math.inf)
 
 
 def _check_memory(means: dict[str, Gaussian], copies: int, memory_gb: float) -> None:
