@@ -82,8 +82,9 @@ def rows_of(logs: dict) -> list[dict]:
     return rows
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def given(description: str, read) -> tuple[dict, str]:
+    """The command line's logs, by what `read` calls them, those of one training joined; and the machine's words."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("logs", nargs="+", type=Path, metavar="LOG", help="files of covkeras certify")
     parser.add_argument("--machine", default="", metavar="WORDS", help="where they were made")
     flags = parser.parse_args()
@@ -91,7 +92,12 @@ def main() -> None:
     for path in flags.logs:
         key, result = read(path)
         logs[key] = joined(logs[key], result) if key in logs else result
-    data = {"command": "docs/results/pages/mnist.md names it", "machine": flags.machine, "rows": rows_of(logs)}
+    return logs, flags.machine
+
+
+def main() -> None:
+    logs, machine = given(__doc__, read)
+    data = {"command": "docs/results/pages/mnist.md names it", "machine": machine, "rows": rows_of(logs)}
     OUT.write_text(json.dumps(data, indent=1) + "\n")
 
 

@@ -8,13 +8,12 @@ wide_500.json all of them on the images that every one has. Differences are imag
 training on the certified noise, and from the same training on that. Then `python docs/results/build.py`.
 """
 
-import argparse
 import json
 import re
 from pathlib import Path
 
 import numpy as np
-from gather_many import joined, only
+from gather_many import given, only
 from gather_mnist import DATA, differences
 
 from covkeras.certification.certificates import average_certified_radius, certified_accuracy
@@ -70,21 +69,14 @@ def rows_of(logs: dict, images: np.ndarray, costs: dict) -> list[dict]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("logs", nargs="+", type=Path, metavar="LOG", help="files of covkeras certify")
-    parser.add_argument("--machine", default="", metavar="WORDS", help="where they were made")
-    flags = parser.parse_args()
-    logs = {}
-    for path in flags.logs:
-        key, result = read(path)
-        logs[key] = joined(logs[key], result) if key in logs else result
+    logs, machine = given(__doc__, read)
     costs = step_costs()
     every = max((result.indices for result in logs.values()), key=len)
     common = every
     for result in logs.values():
         common = np.intersect1d(common, result.indices)
     for name, images in (("wide", every), ("wide_500", common)):
-        data = {"command": "docs/results/pages/frontier.md names it", "machine": flags.machine}
+        data = {"command": "docs/results/pages/frontier.md names it", "machine": machine}
         data["rows"] = rows_of(logs, images, costs)
         (DATA / f"{name}.json").write_text(json.dumps(data, indent=1) + "\n")
 
