@@ -14,8 +14,8 @@ from covkeras.runtime.files import user_path
 from covkeras.runtime.later import Later
 from covkeras.runtime.validation import check_count
 
+attacking = Later("covkeras.diagnostics.attacking")
 certification = Later("covkeras.certification")
-diagnostics = Later("covkeras.diagnostics")
 jobs = Later("covkeras.experiments.jobs")
 records = Later("covkeras.certification.records")
 report = Later("covkeras.reports.results")
@@ -52,7 +52,7 @@ def parse(arguments=None) -> argparse.Namespace:
 def attack(flags, stop) -> None:
     check_count("max", flags.max)
     # The others' numbers are looked at before any work.
-    diagnostics.check_attack(flags.steps, flags.copies, flags.seed, flags.factors, flags.n)
+    attacking.check_attack(flags.steps, flags.copies, flags.seed, flags.factors, flags.n)
     settings = records.read_settings(flags.certificates)
     classifier = cli.load_classifier(flags.classifier, flags)
     smoothed = certification.SmoothedClassifier(
@@ -77,7 +77,7 @@ def attack(flags, stop) -> None:
     images, part = data.floats(indices[chosen]), certificates.take(chosen)
     rows = [["factor", "images", "changed", "abstained", "unchanged", "median distance"]]
     for factor in jobs.progress_bar(iterable=flags.factors, desc="attack", unit="factor"):
-        (outcome,) = diagnostics.attack_certificates(
+        (outcome,) = attacking.attack_certificates(
             smoothed,
             images,
             certificates=part,

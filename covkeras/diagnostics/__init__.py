@@ -13,7 +13,7 @@ __all__ = ["AttackOutcome", "Fidelity", "attack", "attack_certificates", "fideli
 
 def __getattr__(name: str):
     # The attack needs TensorFlow; fidelity runs on Keras' other backends too.
-    if name in ("AttackOutcome", "attack", "attack_certificates", "check_attack"):
+    if name in ("AttackOutcome", "attack", "attack_certificates"):
         from covkeras.diagnostics import attacking
 
         return getattr(attacking, name)
