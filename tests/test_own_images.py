@@ -340,3 +340,17 @@ def test_test_images_that_are_training_images_too_are_said(kind, repeated, tmp_p
         datasets.load(str(path), "test")
     # A training asks nothing of them.
     datasets.load(str(path), "train")
+
+
+def test_test_images_are_read_whatever_the_training_images_are(tmp_path, rng):
+    place = tmp_path / "mine" / "test" / "a" / "0.png"
+    place.parent.mkdir(parents=True)
+    Image.fromarray(rng.integers(0, 256, (6, 6), np.uint8)).save(place)
+    (tmp_path / "mine" / "train" / "a").mkdir(parents=True)
+    (tmp_path / "mine" / "train" / "a" / "0.bmp").write_bytes(b"BM")
+    arrays = {"x_train": np.array([{}], object), "y_train": np.zeros(1, int), "y_test": np.zeros(3, int)}
+    np.savez(tmp_path / "mine.npz", **arrays, x_test=rng.integers(0, 256, (3, 6, 6), np.uint8))
+    for name in ("mine", "mine.npz"):
+        assert datasets.load(str(tmp_path / name), "test").image_shape == (6, 6, 1)
+        with pytest.raises((ValueError, OSError)):
+            datasets.load(str(tmp_path / name), "train")

@@ -70,7 +70,7 @@ def load_own(name: str, split: str, image_size: int) -> ImageData:
     else:
         _warn_of_order(f"{split} images of {name}", labels)
         if split == "test" and "train" in known:
-            _warn_of_repeated(name, parts.repeated(), len(labels))
+            _warn_of_repeated(name, parts, len(labels))
     images = _of_one_size(name, images, image_size)
     return ImageData(name, split, images, labels, names, _digest(images, labels))
 
@@ -87,7 +87,11 @@ def _warn_of_order(what: str, labels) -> None:
         )
 
 
-def _warn_of_repeated(name: str, repeated: int, count: int) -> None:
+def _warn_of_repeated(name: str, parts, count: int) -> None:
+    try:
+        repeated = parts.repeated()
+    except (ValueError, OSError):  # training images that can't be read are refused where they are asked for
+        return
     # One in some hundreds, a blank one perhaps, changes nothing. (MNIST and CIFAR-10 have none.)
     if repeated > count / 200:
         warnings.warn(
