@@ -137,8 +137,7 @@ def test_reports_say_it_with_the_alpha_that_is_known(tmp_path, capsys):
 
 
 def test_images_that_the_classifier_may_have_seen_say_nothing_of_others(tmp_path, capsys):
-    silent = report.why_silent("train")
-    seen = report.Result("a", np.zeros(50, int), certificates([0.6] * 50), alpha=0.001, silent=silent)
+    seen = report.Result("a", np.zeros(50, int), certificates([0.6] * 50), alpha=0.001, split="train")
     test = report.Result("b", np.zeros(50, int), certificates([0.6] * 50), alpha=0.001)
     assert [row[0] for row in statements_table([seen, test], [0.0])[1:]] == ["b"]
     assert "at least at 0" not in report.figures_of(seen) and "at least at 0" in report.figures_of(test)
@@ -156,9 +155,16 @@ def test_images_that_the_classifier_may_have_seen_say_nothing_of_others(tmp_path
     [([0, 20, 40, 60], 0), ([0, 20, 60, 80], 1), ([3, 1, 2, 0], 0), ([5, 9, 0], 7), ([7], 0), ([], 0), ([4, 4], 0)],
 )
 def test_images_that_a_sequential_test_has_not_decided_yet_are_missed(indices, missing):
-    said = report.why_silent("test", np.array(indices, int), sequentially=True)
-    assert said.startswith(f"{missing} images between") if missing else not said
-    assert not report.why_silent("test", np.array(indices, int))
+    count = len(indices)
+    given = {"labels": np.zeros(count, int), "certificates": certificates([0.6] * count), "indices": np.array(indices)}
+    test = report.Result("a", **given, sequential=True)
+    assert test.missing == missing
+    assert test.silent.startswith(f"{missing} images between") if missing else not test.silent
+    assert not report.Result("a", **given).silent
+    # In pairs: with a whole one, whichever of the two it is.
+    if count > 3:
+        whole = report.Result("b", **given)
+        assert [len(paired_table(pair, [0.5])) for pair in ([test, whole], [whole, test])] == [0 if missing else 2] * 2
 
 
 def test_an_interrupted_sequential_log_is_no_fair_sample(tmp_path, capsys):

@@ -194,9 +194,16 @@ def certify(flags, stop) -> None:
             sequentially=sequentially,
         )
     indices, labels, certificates = certification.read_certificates(out)
-    known = {"indices": indices, "alpha": flags.alpha, "shared_noise": flags.shared_noise}
-    silent = report.why_silent(flags.split, indices, sequentially)
-    result = report.Result(records.log_name(out), labels, certificates, silent=silent, **known)
+    result = report.Result(
+        records.log_name(out),
+        labels,
+        certificates,
+        indices=indices,
+        alpha=flags.alpha,
+        shared_noise=flags.shared_noise,
+        split=flags.split,
+        sequential=sequentially,
+    )
     if flags.radius is None:
         print(report.shown([result]))
     else:

@@ -45,15 +45,18 @@ def names_of(files: list[str]) -> list[str]:
     return files
 
 
-def known_of(file: str, indices, given: float | None) -> dict:
-    """A log's alpha, whether its images shared their noise, and why they say nothing of others: what its sidecar says,
-    else the flag."""
+def known_of(file: str, given: float | None) -> dict:
+    """A log's alpha, whether its images shared their noise, which they are and how they were sampled: what its sidecar
+    says, else the flag."""
     if not records.sidecar(file).exists():
         return {"alpha": given}
     settings = records.read_settings(file)
-    known = {"alpha": settings.get("alpha", given), "shared_noise": bool(settings.get("shared_noise"))}
-    silent = report.why_silent(settings.get("split") or "test", indices, records.is_sequential(settings))
-    return known | {"silent": silent}
+    return {
+        "alpha": settings.get("alpha", given),
+        "shared_noise": bool(settings.get("shared_noise")),
+        "split": settings.get("split") or "test",
+        "sequential": records.is_sequential(settings),
+    }
 
 
 def main(arguments=None) -> int:
@@ -69,9 +72,7 @@ def main(arguments=None) -> int:
                 raise ValueError(f"{file} holds no certificate. Certify first, or leave it out.")
             # Of bytes that the locale knows no characters for, no picture can be drawn.
             name = os.fsencode(name).decode("utf-8", "replace")
-            results.append(
-                report.Result(name, labels, certificates, indices=indices, **known_of(file, indices, flags.alpha))
-            )
+            results.append(report.Result(name, labels, certificates, indices=indices, **known_of(file, flags.alpha)))
         if flags.out:
             report.write_report(Path(flags.out), results)
             print(report.shown(results))

@@ -14,7 +14,7 @@ from covkeras.certification.logs import CertificateFile, read_certificates, sort
 from covkeras.certification.smoothing import SmoothedClassifier
 from covkeras.experiments.environment import Environment
 from covkeras.experiments.recipes import Recipe
-from covkeras.experiments.result import Result, why_silent
+from covkeras.experiments.result import Result
 from covkeras.experiments.runs import RunFolder
 from covkeras.runtime import devices
 from covkeras.runtime.classifiers import fitted
@@ -103,7 +103,7 @@ def result_of(name: str, recipe: Recipe, certified: tuple, fidelity=()) -> Resul
         indices,
         alpha=recipe.certify_alpha,
         shared_noise=recipe.certify_shared_noise,
-        silent=why_silent(recipe.certify_split),
+        split=recipe.certify_split,
     )
 
 

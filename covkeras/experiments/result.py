@@ -14,8 +14,8 @@ class Result:
     """One certified classifier: its name in tables, the true labels and the certificates of the same images.
 
     indices: (images,), their numbers in the data set. alpha: of each certificate, None where nobody says. shared_noise:
-    whether the images had one stream of noise. silent: why they say nothing of other images, where they don't; see
-    `why_silent`.
+    whether the images had one stream of noise. split: which images they are. sequential: whether each was sampled until
+    it was decided, so that those that are not there yet are the ones that take longest.
     """
 
     name: str
@@ -25,30 +25,31 @@ class Result:
     indices: np.ndarray | None = None
     alpha: float | None = None
     shared_noise: bool = False
-    silent: str = ""
+    split: str = "test"
+    sequential: bool = False
 
+    @property
+    def missing(self) -> int:
+        """How many images between the first and the last a sequential test has not decided yet."""
+        steps = np.diff(np.unique(self.indices)) if self.sequential and self.indices is not None else np.zeros(0, int)
+        return int(steps.sum() // np.gcd.reduce(steps)) - len(steps) if len(steps) else 0
 
-def why_silent(split: str, indices=None, sequentially: bool = False) -> str:
-    """Returns why certified images say nothing of those that they were drawn from; empty where they do.
-
-    Args:
-        split: which images they are: only of test images the classifier is surely independent.
-        indices: (images,), their numbers. sequentially: whether each was sampled until it was decided, so that those
-            that are not there yet are the ones that take longest.
-    """
-    if split != "test":
+    @property
+    def silent(self) -> str:
+        """Why the images say nothing of those that they were drawn from; empty where they do. Only of test images the
+        classifier is surely independent."""
+        if self.split != "test":
+            return (
+                f"images of the {self.split} split say nothing of others: the classifier may have been trained on "
+                "them, or chosen by them. Certify test images."
+            )
+        if not self.missing:
+            return ""
         return (
-            f"images of the {split} split say nothing of others: the classifier may have been trained on them, or "
-            "chosen by them. Certify test images."
+            f"{self.missing} images between the first and the last are missing. Those that a sequential test has not "
+            "decided yet are the hardest: what is there is no fair sample. End it by the same command, or certify "
+            "them, too."
         )
-    steps = np.diff(np.unique(indices)) if sequentially and indices is not None else np.zeros(0, np.int64)
-    missing = int(steps.sum() // np.gcd.reduce(steps)) - len(steps) if len(steps) else 0
-    if not missing:
-        return ""
-    return (
-        f"{missing} images between the first and the last are missing. Those that a sequential test has not decided "
-        "yet are the hardest: what is there is no fair sample. End it by the same command, or certify them, too."
-    )
 
 
 def steps_to(largest: float, step: float, most: int) -> list[float]:

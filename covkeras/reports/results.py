@@ -9,7 +9,7 @@ import numpy as np
 
 from covkeras.certification.certificates import average_certified_radius, certified_accuracy
 from covkeras.experiments.recipes import Recipe
-from covkeras.experiments.result import Result, steps_to, why_silent
+from covkeras.experiments.result import Result, steps_to
 from covkeras.reports import shares, statements
 from covkeras.reports.pages import STYLES, legend, markdown, new_figure, plain, style_of
 from covkeras.reports.report import Report, Section
@@ -21,7 +21,6 @@ __all__ = [
     "markdown",
     "plain",
     "table_radii",
-    "why_silent",
     "write_report",
 ]
 

@@ -55,11 +55,12 @@ def nothing_of_all(results: Sequence[Result]) -> str:
 
 
 def paired_table(results: Sequence[Result], radii: Sequence[float]) -> list[list[str]]:
-    """Returns a header and a row for each result beside the first at each radius, on the images that both have."""
+    """Returns a header and a row for each result beside the first at each radius, on the images that both have; none
+    for those of an interrupted sequential test, which are there because they were easily decided."""
     rows = [["first", "second", "radius", "first alone", "second alone", "difference (s.e.)", "p"]]
     for other in results[1:]:
         here, there = _common(results[0], other)
-        if not len(here):
+        if not len(here) or results[0].missing or other.missing:
             continue
         labels = results[0].labels[here]
         first, second = results[0].certificates.take(here), other.certificates.take(there)
