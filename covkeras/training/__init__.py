@@ -1,6 +1,7 @@
 """Training a classifier on an objective, through Keras' own `fit`.
 
-    trainer       CertifiedTrainer: the custom train_step, on one device or many, its metrics
+    trainer       CertifiedTrainer: the custom train_step, on one device or many
+    step_metrics  the means that it keeps of its steps
     batches       what a step is given: images, labels and weights as Keras users bring them, checked
     given_metrics the user's Keras metrics: those of probabilities are refused
     schedules     what changes with the epoch: lam

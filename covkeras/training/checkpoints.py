@@ -90,7 +90,7 @@ class CheckpointFolder:
 def _state(trainer) -> list:
     """Every variable that a step reads and changes: weights, moving averages, random states, optimizer. Not the
     metrics, which every epoch begins anew (and which several workers could only read together)."""
-    metrics = [*trainer.metrics, *trainer.means.values()]
+    metrics = [*trainer.metrics, *trainer.step_metrics.means.values()]
     seen, unique = {id(v) for metric in metrics for v in metric.variables}, []
     for variable in [*trainer.variables, *trainer.optimizer.variables]:
         if id(variable) not in seen:

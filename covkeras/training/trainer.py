@@ -15,6 +15,7 @@ from covkeras.runtime.validation import check_count, check_on_tensorflow
 from covkeras.training.batches import Batch, checked_batch, refusals, shared
 from covkeras.training.given_metrics import metrics_of_logits, updating
 from covkeras.training.schedules import LamSwitch
+from covkeras.training.step_metrics import StepMetrics
 
 
 def _compiled(kernel):
@@ -82,14 +83,7 @@ class CertifiedTrainer(keras.Model):
         # Its own: an optimizer's count is another with gradient accumulation, after a new compile, or where mixed
         # precision leaves a step out, and the noise would repeat.
         self.noise_step = self._number_weight("noise_step", "int64", 0, aggregation="only_first_replica")
-        self.means = {
-            name: keras.metrics.Mean(name=name)
-            for name in (
-                *("loss", "classification_loss", "robustness_loss", "accuracy", "propagated_radius"),
-                "regularization_loss",
-            )
-        }
-        self._reported = tuple(self.means)
+        self.step_metrics = StepMetrics()
         self._epoch_known = self.objective.switch_epoch == 0
         self._compiled_descent = None
         self.built = True
@@ -282,9 +276,8 @@ class CertifiedTrainer(keras.Model):
         # Just those that a step reports: Keras then reads them itself, summed over the replicas, where it would else
         # average what each of them returned.
         # Without labels there is nothing for those of `compile`.
-        compiled = getattr(self, "_compile_metrics", None) if "accuracy" in self._reported else None
-        own = [self.means[name] for name in self._reported]
-        return [*own, *([compiled] if compiled is not None else [])]
+        compiled = getattr(self, "_compile_metrics", None) if self.step_metrics.labelled else None
+        return [*self.step_metrics.current, *([compiled] if compiled is not None else [])]
 
     def _evaluated(self, batch: Batch, noise, context: Context):
         """Returns the terms of this replica's images, the regularisers' sum, and this replica's share of the loss:
@@ -304,22 +297,7 @@ class CertifiedTrainer(keras.Model):
         return terms._replace(every=None), regularisers, loss
 
     def _update(self, batch: Batch, terms: Terms, regularisers, loss):
-        # Shares add up to the batch's loss, which counts as often as the batch has images.
-        shared = (loss * batch.replicas, batch.total / batch.replicas)
-        values = {"loss": shared, "classification_loss": (terms.classification, None)}
-        if batch.targets is not None:
-            hit = tf.cast(tf.argmax(terms.logits, -1) == batch.own(batch.labels), tf.float32)
-            values["accuracy"] = (hit, None)
-        if terms.robustness is not None:
-            values["robustness_loss"] = (terms.robustness, None)
-        if terms.radius is not None:
-            values["propagated_radius"] = (terms.radius, None)
-        if regularisers is not None:
-            values["regularization_loss"] = (regularisers, batch.total / batch.replicas)
-        for name, (value, weight) in values.items():
-            self.means[name].update_state(value, sample_weight=weight)
-        self._reported = tuple(values)
-        results = {name: self.means[name].result() for name in values}
+        results = self.step_metrics.update(batch, terms, regularisers, loss)
         compiled = getattr(self, "_compile_metrics", None)
         if compiled is not None and batch.targets is not None:
             weights = None if batch.weights is None else batch.own(batch.weights)
