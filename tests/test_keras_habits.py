@@ -615,6 +615,27 @@ def test_a_trainer_saves_and_exports_its_classifier(data, tmp_path):
     np.testing.assert_allclose(loaded.serve(data[0]), trainer.classifier(data[0]), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("devices_", ["cpu", "2"])
+def test_saved_weights_resume_the_optimizer_too(data, tmp_path, devices_):
+    """Keras makes an optimizer its variables at the first step, and leaves a file's out before."""
+
+    def made():
+        with devices.strategy(devices_).scope():
+            trainer = CertifiedTrainer(net(), objectives.Consistency(0.25))
+            trainer.compile(keras.optimizers.Adam(0.01))
+            return trainer
+
+    trainer, resumed = made(), made()
+    trainer.save_weights(tmp_path / "fresh.weights.h5")
+    fit(trainer, *data)
+    trainer.save_weights(tmp_path / "half.weights.h5")
+    fit(trainer, *data)
+    resumed.load_weights(tmp_path / "fresh.weights.h5")
+    resumed.load_weights(tmp_path / "half.weights.h5")
+    fit(resumed, *data)
+    same_weights(resumed.classifier, trainer.classifier, 1e-6)
+
+
 @pytest.mark.filterwarnings("ignore:Skipping nested container")
 def test_a_classifiers_weights_are_told_from_a_trainers(data, tmp_path):
     trainer = trainer_of(net())

@@ -157,7 +157,12 @@ class CertifiedTrainer(keras.Model):
     def compile_from_config(self, config) -> None:
         """Compiles a copy of the trainer (copy.deepcopy, pickle) as the trainer was; its state follows."""
         self.compile(**keras.saving.deserialize_keras_object(config))
-        self.optimizer.build(self.classifier.trainable_variables)
+        self._build_optimizer()
+
+    def _build_optimizer(self) -> None:
+        """Makes a compiled trainer's optimizer its variables, as Keras does at the first step."""
+        if self.compiled and not self.optimizer.built:
+            self.optimizer.build(self.classifier.trainable_variables)
 
     def begin_epoch(self, epoch: int) -> None:
         """Sets what depends on the epoch (from 0) alone: lam, and what the objective makes of it. `fit` calls it."""
@@ -197,8 +202,17 @@ class CertifiedTrainer(keras.Model):
         """Saves the classifier: a stock Keras file, which loads without covkeras."""
         return self.classifier.save(filepath, overwrite=overwrite, **kwargs)
 
+    def save_weights(self, filepath, overwrite: bool = True, **kwargs) -> None:
+        """Saves the trainer's whole state, for `load_weights`: the weights, the optimizer's and the noise's."""
+        with self.distribute_strategy.scope():
+            self._build_optimizer()
+        super().save_weights(filepath, overwrite=overwrite, **kwargs)
+
     def load_weights(self, filepath, **kwargs) -> None:
-        """Loads what `save_weights` wrote. Raises ValueError: it is a classifier's."""
+        """Loads what `save_weights` wrote, a compiled trainer's optimizer too. Raises ValueError: it is a
+        classifier's."""
+        with self.distribute_strategy.scope():
+            self._build_optimizer()
         try:
             super().load_weights(filepath, **kwargs)
         except ValueError as error:
@@ -236,8 +250,7 @@ class CertifiedTrainer(keras.Model):
         self.noise_step.assign_add(1)
         if self._compiled_descent:
             with tf.init_scope():
-                if not self.optimizer.built:
-                    self.optimizer.build(self.classifier.trainable_variables)
+                self._build_optimizer()
         descend = self._compiled_descent or self._descend
         return self._update(batch, *descend(batch, noise, tf.convert_to_tensor(self.epoch)))
 
