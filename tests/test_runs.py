@@ -34,7 +34,7 @@ def uninterrupted(tmp_path_factory):
     return weights(fitting.train(SMALL, folder)), folder
 
 
-@pytest.mark.parametrize("steps", [11, 18])
+@pytest.mark.parametrize("steps", [25, 18])
 def test_a_stopped_run_ends_in_exactly_the_same_weights(steps, tmp_path, uninterrupted):
     """Stopped in the middle and at the end of an epoch (18 steps), before and after lam's switch, several times."""
     folder = RunFolder(tmp_path / "run")

@@ -74,7 +74,9 @@ def ever_decided(rng, p, p0, alpha, runs, looks):
     above, below = np.zeros(runs, bool), np.zeros(runs, bool)
     for look in range(1, looks + 1):
         hits += rng.binomial(LOOKS, p, runs)
-        decision = decide(hits, look * LOOKS, p0, alpha)
+        # At a look they have few different counts.
+        counts, which = np.unique(hits, return_inverse=True)
+        decision = decide(counts, look * LOOKS, p0, alpha)[which]
         first = ~(above | below)
         above |= first & (decision == Decision.ABOVE)
         below |= first & (decision == Decision.NOT_ABOVE)

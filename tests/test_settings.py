@@ -197,28 +197,25 @@ def test_flags_that_xla_does_not_know_are_said(tmp_path):
     assert done.returncode != 0 and b"--nonsense" in done.stderr
 
 
-@pytest.mark.parametrize("told", ["jax", "nonsense"])
+@pytest.mark.parametrize("told", ["nonsense", None])
 def test_programs_run_on_tensorflow_whatever_keras_is_told(tmp_path, told):
     (tmp_path / "keras").mkdir()
     (tmp_path / "keras" / "keras.json").write_text('{"backend": "torch"}', encoding="utf-8")
     command = [sys.executable, "-m", "covkeras", "report", str(tmp_path / "none.tsv")]
-    environment = {**os.environ, "KERAS_BACKEND": told, "KERAS_HOME": str(tmp_path / "keras")}
+    environment = {k: v for k, v in os.environ.items() if k != "KERAS_BACKEND"}
+    environment |= {"KERAS_HOME": str(tmp_path / "keras"), **({"KERAS_BACKEND": told} if told else {})}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
-    notice, error = done.stderr.splitlines()
-    assert notice == f"KERAS_BACKEND={told} is passed over: covkeras' programs run on TensorFlow"
+    *notices, error = done.stderr.splitlines()
+    expected = f"KERAS_BACKEND={told} is passed over: covkeras' programs run on TensorFlow"
+    assert notices == ([expected] if told else [])
     assert error.startswith("error: ") and "none.tsv" in error
-    del environment["KERAS_BACKEND"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
-    assert done.stderr.splitlines() == [error]
 
 
-@pytest.mark.parametrize("told", ["module://matplotlib_inline.backend_inline", "nonsense"])
-def test_a_notebooks_way_of_showing_pictures_does_not_stop_what_it_starts(tmp_path, told):
+def test_a_notebooks_way_of_showing_pictures_does_not_stop_what_it_starts(tmp_path):
     """Keras imports matplotlib, which stops at a backend that it does not find."""
     command = [sys.executable, "-m", "covkeras", "report", str(tmp_path / "none.tsv")]
-    done = subprocess.run(
-        command, env={**os.environ, "MPLBACKEND": told}, capture_output=True, text=True, timeout=120, check=False
-    )
+    environment = {**os.environ, "MPLBACKEND": "module://not_installed.backend_inline"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
     (error,) = done.stderr.splitlines()
     assert error.startswith("error: ") and "none.tsv" in error
 
