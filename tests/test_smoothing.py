@@ -9,7 +9,7 @@ from conftest import grid_images, small_classifier
 from keras import layers
 
 from covkeras import SmoothedClassifier, average_certified_radius, models, objectives
-from covkeras.certification import GaussianNoise, cohen, records
+from covkeras.certification import GaussianNoise, cohen, records, voting
 from covkeras.certification.noise import ESTIMATION, SELECTION
 from covkeras.certification.smoothing import default_batch_size
 from covkeras.runtime import devices
@@ -229,6 +229,23 @@ def test_two_devices_count_as_one(shared, rng):
     a, b = (s.certify_at(images, 0.1, max_n=2_000, seed=2) for s in (one, two))
     for name in ("label", "certified", "decided", "hits", "trials"):
         assert np.array_equal(getattr(a, name), getattr(b, name))
+
+
+@pytest.mark.parametrize("noise", ["lattice", "gaussian"])
+def test_noise_drawn_for_several_batches_at_once_is_the_same(noise, rng, monkeypatch):
+    """Whether the batches, 1 to 15 of them, are a multiple of so many or fewer."""
+    classifier, images = small_classifier(), grid_images(rng, 3, 8)
+    found = {}
+    for many in (4, 1):
+        monkeypatch.setattr(voting, "_DRAWN_AT_ONCE", many)
+        ballot = SmoothedClassifier(classifier, 0.5, batch_size=64, noise=noise).ballot
+        found[many] = [
+            ballot.count(images[:count], 7 * np.arange(count), ESTIMATION, n, seed=3)
+            for count, n in ((1, 10), (1, 100), (2, 128), (1, 300), (3, 300))
+        ]
+    for several, one in zip(*found.values(), strict=True):
+        assert np.array_equal(several, one)
+    assert [counts.sum(1).tolist() for counts in found[4]] == [[10], [100], [128] * 2, [300], [300] * 3]
 
 
 def test_precision_makes_another_classifier_with_the_same_weights(rng):

@@ -1,5 +1,7 @@
 """Counting votes: the classes of noisy copies of images, a batch of fixed shape at a time, on any number of devices."""
 
+import math
+
 import numpy as np
 import tensorflow as tf
 
@@ -8,6 +10,9 @@ from covkeras.runtime.probing import probe_images
 
 # Copies in a slot of a mixed batch: the least that a sequential test draws. At r = sigma a perfect image needs 40.
 BLOCK = 16
+# Batches whose noise is drawn at once, of small images: no more numbers than these. There an operation costs as much as
+# what it does.
+_DRAWN_AT_ONCE, _NUMBERS = 4, 2**18
 
 
 class Ballot:
@@ -93,27 +98,36 @@ class Ballot:
         shape = tf.concat([[batch], tf.constant(self.image_shape, tf.int64)], 0)
         size, replica = tf.shape(images, tf.int64)[0], tf.cast(replica, tf.int64)
 
-        def draw(index, block):
-            noise, counts = self.noise.draw(seed, index, phase=phase, block=block, shape=shape, compiled=compiled)
-            return noise, counts & (positions < n - block * batch)
-
-        def add(i, drawn, counts):
-            votes = self.votes_of(self.noise.add(images[i], drawn[0]), drawn[1])
+        def add(i, noise, wanted, counts):
+            votes = self.votes_of(self.noise.add(images[i], noise), wanted)
             return tf.tensor_scatter_nd_add(counts, [[i]], [self.histogram(votes)])
 
         def common(block, counts):
-            drawn = draw(0, block)
-            return block + replicas, _repeat(lambda i, c: (i + 1, add(i, drawn, c)), 0, size, counts)
+            noise, wanted = self.noise.draw(seed, 0, phase=phase, block=block, shape=shape, compiled=compiled)
+            wanted &= positions < n - block * batch
+            return block + replicas, _repeat(lambda i, c: (i + 1, add(i, noise, wanted, c)), 0, size, counts)
 
-        def own(place, counts):
-            i = place % size
-            return place + 1, add(i, draw(indices[i], replica + replicas * (place // size)), counts)
+        def own(place, counts, many: int):
+            places = place + tf.range(many, dtype=tf.int64)
+            i, block = places % size, replica + replicas * (places // size)
+            streams = tf.gather(indices, i), tf.fill([many], phase), block
+            noise, wanted = self.noise.draw_each(seed, *streams, shape=shape, compiled=compiled)
+            wanted &= positions < n - block[:, None] * batch
+            for k in range(many):
+                counts = add(i[k], noise[k], wanted[k], counts)
+            return place + many, counts
 
         counts = tf.zeros([size, self.num_classes], tf.int64)
         if self.shared:
             return _repeat(common, replica, blocks, counts)
         # One loop, not one in another: the next batch's noise is drawn while this one is classified.
-        return _repeat(own, 0, (blocks - replica + replicas - 1) // replicas * size, counts)
+        places, done = (blocks - replica + replicas - 1) // replicas * size, 0
+        many = max(1, min(_DRAWN_AT_ONCE, _NUMBERS // (self.batch_size * math.prod(self.image_shape))))
+        # A graph for serving holds the classifier once.
+        if compiled and many > 1:
+            done = places // many * many
+            counts = _repeat(lambda *a: own(*a, many), 0, done, counts)
+        return _repeat(lambda *a: own(*a, 1), done, places, counts)
 
     def votes_of(self, copies, wanted):
         """The copies' classes; `num_classes` where a copy counts for nobody."""
