@@ -243,9 +243,12 @@ def test_noise_drawn_for_several_batches_at_once_is_the_same(noise, rng, monkeyp
             ballot.count(images[:count], 7 * np.arange(count), ESTIMATION, n, seed=3)
             for count, n in ((1, 10), (1, 100), (2, 128), (1, 300), (3, 300))
         ]
+        slots = np.arange(5 * ballot.slots)
+        found[many].append(ballot.count_blocks(images[slots % 3], slots, slots % 2, slots // 2, seed=3))
     for several, one in zip(*found.values(), strict=True):
         assert np.array_equal(several, one)
-    assert [counts.sum(1).tolist() for counts in found[4]] == [[10], [100], [128] * 2, [300], [300] * 3]
+    expected = [[10], [100], [128] * 2, [300], [300] * 3, [voting.BLOCK] * len(slots)]
+    assert [counts.sum(1).tolist() for counts in found[4]] == expected
 
 
 def test_precision_makes_another_classifier_with_the_same_weights(rng):

@@ -120,14 +120,10 @@ class Ballot:
         counts = tf.zeros([size, self.num_classes], tf.int64)
         if self.shared:
             return _repeat(common, replica, blocks, counts)
-        # One loop, not one in another: the next batch's noise is drawn while this one is classified.
-        places, done = (blocks - replica + replicas - 1) // replicas * size, 0
-        many = max(1, min(_DRAWN_AT_ONCE, _NUMBERS // (self.batch_size * math.prod(self.image_shape))))
         # A graph for serving holds the classifier once.
-        if compiled and many > 1:
-            done = places // many * many
-            counts = _repeat(lambda *a: own(*a, many), 0, done, counts)
-        return _repeat(lambda *a: own(*a, 1), done, places, counts)
+        many = self._drawn_at_once if compiled else 1
+        # One loop, not one in another: the next batch's noise is drawn while this one is classified.
+        return _repeat_by(many, own, (blocks - replica + replicas - 1) // replicas * size, counts)
 
     def votes_of(self, copies, wanted):
         """The copies' classes; `num_classes` where a copy counts for nobody."""
@@ -165,16 +161,23 @@ class Ballot:
         size, replica = tf.shape(images, tf.int64)[0], tf.cast(replica, tf.int64)
         batches, copies, compiled = size // (self.slots * replicas), self.slots * BLOCK, not is_watched()
 
-        def add(i, counts):
-            slots = self.slots * (replica * batches + i) + tf.range(self.slots, dtype=tf.int64)
+        def add(i, counts, many: int):
+            slots = self.slots * (replica * batches + i) + tf.range(many * self.slots, dtype=tf.int64)
             places = (tf.gather(v, slots) for v in (indices, phases, blocks))
             noise, wanted = self.noise.draw_each(seed, *places, shape=(BLOCK, *self.image_shape), compiled=compiled)
-            noisy = tf.reshape(self.noise.add(tf.gather(images, slots)[:, None], noise), (copies, *self.image_shape))
-            votes = tf.reshape(self.votes_of(noisy, tf.reshape(wanted, [copies])), (self.slots, BLOCK))
+            noisy = self.noise.add(tf.gather(images, slots)[:, None], noise)
+            noisy = tf.reshape(noisy, (many, copies, *self.image_shape))
+            wanted = tf.reshape(wanted, (many, copies))
+            votes = tf.reshape([self.votes_of(noisy[k], wanted[k]) for k in range(many)], (-1, BLOCK))
             found = tf.reduce_sum(tf.one_hot(votes, self.num_classes, dtype=tf.int64), 1)
-            return i + 1, tf.tensor_scatter_nd_update(counts, slots[:, None], found)
+            return i + many, tf.tensor_scatter_nd_update(counts, slots[:, None], found)
 
-        return _repeat(add, 0, batches, tf.zeros([size, self.num_classes], tf.int64))
+        return _repeat_by(self._drawn_at_once, add, batches, tf.zeros([size, self.num_classes], tf.int64))
+
+    @property
+    def _drawn_at_once(self) -> int:
+        """Of how many batches."""
+        return max(1, min(_DRAWN_AT_ONCE, _NUMBERS // (self.batch_size * math.prod(self.image_shape))))
 
     @property
     def replicas(self) -> int:
@@ -188,6 +191,16 @@ class Ballot:
             lambda: part(tf.distribute.get_replica_context().replica_id_in_sync_group, self.replicas)
         )
         return self.strategy.reduce(tf.distribute.ReduceOp.SUM, each, axis=None)
+
+
+def _repeat_by(many: int, step, end, counts):
+    """Returns the counts after step(i, counts, so many) -> (next i, counts) from 0 to `end`, by `many` as long as so
+    many are left, then one by one."""
+    done = 0
+    if many > 1:
+        done = end // many * many
+        counts = _repeat(lambda *a: step(*a, many), 0, done, counts)
+    return _repeat(lambda *a: step(*a, 1), done, end, counts)
 
 
 def _repeat(step, start, end, counts):
