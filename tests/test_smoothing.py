@@ -233,7 +233,7 @@ def test_two_devices_count_as_one(shared, rng):
 
 @pytest.mark.parametrize("noise", ["lattice", "gaussian"])
 def test_noise_drawn_for_several_batches_at_once_is_the_same(noise, rng, monkeypatch):
-    """Whether the batches, 1 to 15 of them, are a multiple of so many or fewer."""
+    """Whether the batches, 1 to 48 of them, are a multiple of so many, or few."""
     classifier, images = small_classifier(), grid_images(rng, 3, 8)
     found = {}
     for many in (4, 1):
@@ -241,13 +241,14 @@ def test_noise_drawn_for_several_batches_at_once_is_the_same(noise, rng, monkeyp
         ballot = SmoothedClassifier(classifier, 0.5, batch_size=64, noise=noise).ballot
         found[many] = [
             ballot.count(images[:count], 7 * np.arange(count), ESTIMATION, n, seed=3)
-            for count, n in ((1, 10), (1, 100), (2, 128), (1, 300), (3, 300))
+            for count, n in ((1, 10), (2, 128), (1, 1_100), (3, 400), (3, 1_000))
         ]
-        slots = np.arange(5 * ballot.slots)
+        slots = np.arange(18 * ballot.slots)
         found[many].append(ballot.count_blocks(images[slots % 3], slots, slots % 2, slots // 2, seed=3))
+        assert {f"count by {many}", f"blocks by {many}"} <= set(ballot._compiled)
     for several, one in zip(*found.values(), strict=True):
         assert np.array_equal(several, one)
-    expected = [[10], [100], [128] * 2, [300], [300] * 3, [voting.BLOCK] * len(slots)]
+    expected = [[10], [128] * 2, [1_100], [400] * 3, [1_000] * 3, [voting.BLOCK] * len(slots)]
     assert [counts.sum(1).tolist() for counts in found[4]] == expected
 
 

@@ -60,9 +60,10 @@ class Ballot:
         """Counts the classes of n copies of each image: float32 (images, ...) -> int64 (images, classes)."""
         several, vector, number = self._specs
         compiled = not is_watched()
+        many = 1 if self.shared else self._at_once(len(images) * -(-n // self.batch_size))
         loop = self._traced(
-            "count",
-            lambda *a: self._summed(lambda *r: self.loop(*a, *r, compiled=compiled)),
+            f"count by {many}",
+            lambda *a: self._summed(lambda *r: self.loop(*a, *r, compiled=compiled, many=many)),
             *(several, vector, number, number, number),
         )
         numbers = (tf.constant(int(v), tf.int64) for v in (phase, n, seed))
@@ -90,9 +91,9 @@ class Ballot:
         classes = np.concatenate([np.zeros(0, np.int64), *found])
         return np.where(classes == self.num_classes, 0, classes)
 
-    def loop(self, images, indices, phase, n, seed, replica=0, replicas=1, compiled: bool = False):
+    def loop(self, images, indices, phase, n, seed, replica=0, replicas=1, compiled: bool = False, many: int = 1):
         """`count` in the graph, its arguments int64 tensors; one replica's part: every so manieth block. compiled: of
-        `draw`."""
+        `draw`. many: batches whose noise is drawn at once."""
         batch = tf.minimum(n, self.batch_size)
         blocks, positions = (n + batch - 1) // batch, tf.range(batch, dtype=tf.int64)
         shape = tf.concat([[batch], tf.constant(self.image_shape, tf.int64)], 0)
@@ -107,21 +108,19 @@ class Ballot:
             wanted &= positions < n - block * batch
             return block + replicas, _repeat(lambda i, c: (i + 1, add(i, noise, wanted, c)), 0, size, counts)
 
-        def own(place, counts, many: int):
-            places = place + tf.range(many, dtype=tf.int64)
+        def own(place, counts, some: int):
+            places = place + tf.range(some, dtype=tf.int64)
             i, block = places % size, replica + replicas * (places // size)
-            streams = tf.gather(indices, i), tf.fill([many], phase), block
+            streams = tf.gather(indices, i), tf.fill([some], phase), block
             noise, wanted = self.noise.draw_each(seed, *streams, shape=shape, compiled=compiled)
             wanted &= positions < n - block[:, None] * batch
-            for k in range(many):
+            for k in range(some):
                 counts = add(i[k], noise[k], wanted[k], counts)
-            return place + many, counts
+            return place + some, counts
 
         counts = tf.zeros([size, self.num_classes], tf.int64)
         if self.shared:
             return _repeat(common, replica, blocks, counts)
-        # A graph for serving holds the classifier once.
-        many = self._drawn_at_once if compiled else 1
         # One loop, not one in another: the next batch's noise is drawn while this one is classified.
         return _repeat_by(many, own, (blocks - replica + replicas - 1) // replicas * size, counts)
 
@@ -151,33 +150,35 @@ class Ballot:
         """
         several, vector, number = self._specs
         specs = (several, vector, vector, vector, number)
-        loop = self._traced("blocks", lambda *a: self._summed(lambda *r: self._mixed(*a, *r)), *specs)
+        many = self._at_once(len(images) // self.slots)
+        loop = self._traced(f"blocks by {many}", lambda *a: self._summed(lambda *r: self._mixed(*a, *r, many)), *specs)
         vectors = (tf.constant(np.asarray(v), tf.int64) for v in (indices, phases, blocks))
         return loop(tf.constant(images), *vectors, tf.constant(seed, tf.int64)).numpy()
 
-    def _mixed(self, images, indices, phases, blocks, seed, replica, replicas):
+    def _mixed(self, images, indices, phases, blocks, seed, replica, replicas, many: int):
         """One replica's slots of `count_blocks`; zeros in the others' place."""
         indices = tf.zeros_like(indices) if self.shared else indices
         size, replica = tf.shape(images, tf.int64)[0], tf.cast(replica, tf.int64)
         batches, copies, compiled = size // (self.slots * replicas), self.slots * BLOCK, not is_watched()
 
-        def add(i, counts, many: int):
-            slots = self.slots * (replica * batches + i) + tf.range(many * self.slots, dtype=tf.int64)
+        def add(i, counts, some: int):
+            slots = self.slots * (replica * batches + i) + tf.range(some * self.slots, dtype=tf.int64)
             places = (tf.gather(v, slots) for v in (indices, phases, blocks))
             noise, wanted = self.noise.draw_each(seed, *places, shape=(BLOCK, *self.image_shape), compiled=compiled)
             noisy = self.noise.add(tf.gather(images, slots)[:, None], noise)
-            noisy = tf.reshape(noisy, (many, copies, *self.image_shape))
-            wanted = tf.reshape(wanted, (many, copies))
-            votes = tf.reshape([self.votes_of(noisy[k], wanted[k]) for k in range(many)], (-1, BLOCK))
+            noisy = tf.reshape(noisy, (some, copies, *self.image_shape))
+            wanted = tf.reshape(wanted, (some, copies))
+            votes = tf.reshape([self.votes_of(noisy[k], wanted[k]) for k in range(some)], (-1, BLOCK))
             found = tf.reduce_sum(tf.one_hot(votes, self.num_classes, dtype=tf.int64), 1)
-            return i + many, tf.tensor_scatter_nd_update(counts, slots[:, None], found)
+            return i + some, tf.tensor_scatter_nd_update(counts, slots[:, None], found)
 
-        return _repeat_by(self._drawn_at_once, add, batches, tf.zeros([size, self.num_classes], tf.int64))
+        return _repeat_by(many, add, batches, tf.zeros([size, self.num_classes], tf.int64))
 
-    @property
-    def _drawn_at_once(self) -> int:
-        """Of how many batches."""
-        return max(1, min(_DRAWN_AT_ONCE, _NUMBERS // (self.batch_size * math.prod(self.image_shape))))
+    def _at_once(self, batches: int) -> int:
+        """Of how many batches the noise is drawn at once: of one where they are few, since the graph holds the
+        classifier as often."""
+        most = _NUMBERS // (self.batch_size * math.prod(self.image_shape))
+        return max(1, min(_DRAWN_AT_ONCE, most)) if batches >= 4 * _DRAWN_AT_ONCE * self.replicas else 1
 
     @property
     def replicas(self) -> int:
