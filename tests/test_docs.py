@@ -166,8 +166,8 @@ def test_the_readmes_words_on_the_rate_and_on_cat_rs_are_of_the_committed_figure
     less = build.row_of("mnist_many", "consistency; sigma 1; 10,000; 1000")
     more, fewer = (100 * abs(ours[1][f"acc at {r}"] - less[f"acc at {r}"]) for r in (2, 1))
     ahead = (
-        f"{lead:.3f} of ACR (standard error {se:.3f}; 1,000 images; {many:.3f} with n = 100,000) at 1: {more:.1f} % more "
-        f"of the images are certified at radius 2, {fewer:.1f} % fewer at 1."
+        f"{lead:.3f} of ACR (standard error {se:.3f}; 1,000 images; {many:.3f} with n = 100,000) at 1: {more:.1f} % "
+        f"more of the images are certified at radius 2, {fewer:.1f} % fewer at 1."
     )
     assert ours[1]["acc at 2"] > less["acc at 2"] and ours[1]["acc at 1"] < less["acc at 1"]
     own, other = (
