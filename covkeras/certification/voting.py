@@ -99,14 +99,15 @@ class Ballot:
         shape = tf.concat([[batch], tf.constant(self.image_shape, tf.int64)], 0)
         size, replica = tf.shape(images, tf.int64)[0], tf.cast(replica, tf.int64)
 
-        def add(i, noise, wanted, counts):
-            votes = self.votes_of(self.noise.add(images[i], noise), wanted)
-            return tf.tensor_scatter_nd_add(counts, [[i]], [self.histogram(votes)])
-
         def common(block, counts):
             noise, wanted = self.noise.draw(seed, 0, phase=phase, block=block, shape=shape, compiled=compiled)
             wanted &= positions < n - block * batch
-            return block + replicas, _repeat(lambda i, c: (i + 1, add(i, noise, wanted, c)), 0, size, counts)
+
+            def add(i, counts):
+                votes = self.votes_of(self.noise.add(images[i], noise), wanted)
+                return i + 1, tf.tensor_scatter_nd_add(counts, [[i]], [self.histogram(votes)])
+
+            return block + replicas, _repeat(add, 0, size, counts)
 
         def own(place, counts, some: int):
             places = place + tf.range(some, dtype=tf.int64)
@@ -114,9 +115,9 @@ class Ballot:
             streams = tf.gather(indices, i), tf.fill([some], phase), block
             noise, wanted = self.noise.draw_each(seed, *streams, shape=shape, compiled=compiled)
             wanted &= positions < n - block[:, None] * batch
-            for k in range(some):
-                counts = add(i[k], noise[k], wanted[k], counts)
-            return place + some, counts
+            noisy = self.noise.add(tf.gather(images, i)[:, None], noise)
+            votes = tf.stack([self.votes_of(noisy[k], wanted[k]) for k in range(some)])
+            return place + some, tf.tensor_scatter_nd_add(counts, i[:, None], self.histogram(votes))
 
         counts = tf.zeros([size, self.num_classes], tf.int64)
         if self.shared:
@@ -135,9 +136,9 @@ class Ballot:
         return tf.where(valid, tf.cast(tf.argmax(logits, -1), tf.int32), self.num_classes)
 
     def histogram(self, votes):
-        """Counts the votes: (copies,) -> int64 (classes,)."""
+        """Counts the votes: (..., copies) -> int64 (..., classes)."""
         size = self.num_classes + 1
-        return tf.math.bincount(votes, minlength=size, maxlength=size, dtype=tf.int64)[: self.num_classes]
+        return tf.math.bincount(votes, minlength=size, maxlength=size, dtype=tf.int64, axis=-1)[..., : self.num_classes]
 
     def count_blocks(self, images, indices, phases, blocks, seed: int) -> np.ndarray:
         """Counts the classes of one block of `BLOCK` copies in each slot of some batches, each with its own image.
@@ -169,8 +170,7 @@ class Ballot:
             noisy = tf.reshape(noisy, (some, copies, *self.image_shape))
             wanted = tf.reshape(wanted, (some, copies))
             votes = tf.reshape([self.votes_of(noisy[k], wanted[k]) for k in range(some)], (-1, BLOCK))
-            found = tf.reduce_sum(tf.one_hot(votes, self.num_classes, dtype=tf.int64), 1)
-            return i + some, tf.tensor_scatter_nd_update(counts, slots[:, None], found)
+            return i + some, tf.tensor_scatter_nd_update(counts, slots[:, None], self.histogram(votes))
 
         return _repeat_by(many, add, batches, tf.zeros([size, self.num_classes], tf.int64))
 
