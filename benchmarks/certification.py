@@ -9,25 +9,24 @@ the noise, counting the votes and looping cost nothing. Measured on two cores wi
     LeNet 28 x 28, float32               0.94 (0.93 to 0.94), shared noise 0.96
     LeNet 28 x 28, bfloat16, no AMX      0.90 (0.86 to 0.92), shared noise 0.98
     PreActResNet-18 32 x 32, float32     0.97 (0.95 to 1.00), shared noise 0.98
-    LeNet 8 x 8, float32 (21 rounds)     0.85 (0.80 to 0.93), shared noise 0.93
+    LeNet 8 x 8, float32 (21 rounds)     0.89 (0.87 to 0.91), shared noise 0.95
 
 With a loop over the images inside the one over their blocks, where no batch's noise was drawn while another was
-classified, the first figure was 0.87 (0.85 to 0.89) on that machine; with one image after the other instead of in
-groups, the last was 0.79 (0.78 to 0.83); with 16 at a time it is 0.88 (0.84 to 0.91), and so it is with n = 10,000
-and 64 images. What is left there is what an operation costs, whatever its size, and what the draw takes from the
-forward pass beside it. Batches of 2,048 would give 3 % more votes a second. With four or eight threads between
-operations (TF_NUM_INTEROP_THREADS) the ratio is 0.91 to 0.95 there, by slower forward passes: no more votes a second.
-A single stream's bits compiled by XLA, with the look-up in the same loop or apart, leave it as it is (0.85 to 0.86, and
-0.85 to 0.87 without, in turns). On one core (taskset -c 0) it is 0.90 to 0.94, where two
-give 0.86 to 0.87 on the same day: of 5.35 microseconds of a copy there the draw by itself takes 0.28, adding it and
-counting the vote 0.07. Batches of 256 bring 5 % more votes a second at 8 x 8, and lower the ratio; on the field's LeNet
-512 is within a hundredth of the best in bfloat16, and within a tenth in float32 (128 on one core).
+classified, the first figure was 0.87 (0.85 to 0.89) on that machine. At 8 x 8 an operation costs as much as what it
+does: with one image after the other instead of in groups the last was 0.79 (0.78 to 0.83); with the noise of one
+batch drawn at a time, 0.84 (0.83 to 0.85 in three runs, in turns with four of this); of eight at a time instead of
+four, 0.88. In a loop of its own over the four, instead of four times in the graph, the classifier waits for the draw
+again: 0.86. Nothing was gained by TF_NUM_INTEROP_THREADS of four or eight (0.91 to 0.95, by slower forward passes),
+by XLA for a single stream's bits, nor by a table of 16-bit numbers. On one core (taskset -c 0) it was 0.90 to 0.94
+before, where two gave 0.86: of 5.35 microseconds of a copy there the draw by itself takes 0.28, adding it and
+counting the vote 0.07. Batches of 256 bring 5 % more votes a second at 8 x 8, and lower the ratio; on the field's
+LeNet 512 is within a hundredth of the best in bfloat16, and within a tenth in float32 (128 on one core).
 
-"Blocks of 16" are a sequential test's batches, each slot another image's: 0.84 (8 x 8, where fixed n had as much in the
-same runs), 0.91 (LeNet), 0.86 (bfloat16, before the bits were compiled; since then 0.83, 0.77 to 0.89, on a busy day).
-With TensorFlow's own bits, two operations a slot, and four batches a call on 8 x 8 pixels it was 0.80 there (sixteen a
-call alone gave half of that gain); with a draw for each slot, traced as often, and one batch a call 0.55 and 0.81, and
-the first batch of 64 slots took 2.7 seconds to trace, then 0.35 (0.6 on that busy day, compiled bits or not).
+"Blocks of 16" are a sequential test's batches, each slot another image's: 0.92 (8 x 8; 0.85 with one batch drawn at a
+time, in turns), 0.91 (LeNet), 0.86 (bfloat16, before the bits were compiled; since then 0.83, 0.77 to 0.89, on a busy
+day). With TensorFlow's own bits, two operations a slot, and four batches a call on 8 x 8 pixels it was 0.80 there;
+with a draw for each slot, traced as often, and one batch a call 0.55 and 0.81, and the first batch of 64 slots took
+2.7 seconds to trace, then 0.35 (0.6 on that busy day, compiled bits or not).
 """
 
 import argparse
