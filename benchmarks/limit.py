@@ -7,10 +7,11 @@ probability alpha and never fails to decide draws log(1/alpha) / KL(p || p0) sam
 log(1/alpha) / log(1/p0) where p = 1. Here covkeras' own code
 decides simulated votes of these p: `certify_at` as it was (64 samples choose the class, blocks of 32) and as it is (the
 class of the image itself, blocks of 16, another class where that fails; one image in --strange has another class
-without noise), one radius, and all radii at once (`certify_grid`). Printed for certified images and for those refused
-at level alpha: samples over that limit, in the mean over the images and the median. Most images below a radius are
-given up before, when their chance to be certified by max_n is small: "without" are both, and "refused beyond 1.25" is
-what refusing at 1.25 times the limit would save of all samples. Figures: docs/results/certification.md.
+without noise), as it would be with blocks of 4, and with a look after each sample; one radius, and all radii at once
+(`certify_grid`). Printed for certified images and for those refused at level alpha: samples over that limit, in the
+mean over the images and the median. Most images below a radius are given up before, when their chance to be certified
+by max_n is small: "without" are both, and "refused beyond 1.25" is what refusing at 1.25 times the limit would save of
+all samples. Figures: docs/results/certification.md.
 """
 
 import argparse
@@ -35,6 +36,8 @@ NAMES = {
     "locuslab_imagenet_resnet50_sigma_0.50": "ImageNet, ResNet-50",
 }
 ALPHA, MAX_N, LOG_N = 0.001, 100_000, 100_000
+# The name, the samples that choose the class, and those of a block.
+TESTS = (("as it was", 64, 32), ("certify_at", 0, 16), ("blocks of 4", 0, 4), ("each sample", 0, 1))
 
 
 class Urns:
@@ -91,7 +94,7 @@ def rows_of(name: str, p, sigma: float, radii, strange: int) -> list[dict]:
     rows, p0s = [], [required_probability(r, sigma) for r in radii]
     for radius, p0 in zip(radii, p0s, strict=True):
         least = limit(p, p0)
-        for test, n0, block in (("as it was", 64, 32), ("certify_at", 0, 16)):
+        for test, n0, block in TESTS:
             rule = stopping.RadiusTest(p0, ALPHA, MAX_N, 0.01, twice=n0 == 0)
             verdicts, samples = run(p, rule, n0, block, strange)
             kinds = {"certified": Decision.ABOVE, "refused": Decision.NOT_ABOVE, "given up": Decision.UNDECIDED}

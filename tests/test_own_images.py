@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import keras
@@ -13,6 +14,7 @@ from PIL import Image
 from covkeras import datasets
 from covkeras.commands import certify as certify_command
 from covkeras.commands import train as train_command
+from covkeras.datasets import own
 from covkeras.experiments import recipes
 
 
@@ -184,6 +186,33 @@ def test_folders_that_are_refused(tmp_path, rng):
     with pytest.raises(ValueError, match="vary in size: give --image-size"):
         datasets.load(str(tmp_path / "sizes"), "test")
     assert datasets.load(str(tmp_path / "sizes"), "test", image_size=6).images.shape == (2, 6, 6, 1)
+
+
+def _linked(file):
+    file.symlink_to("nowhere.png")
+
+
+def _misnamed(file):
+    (file.parent / os.fsdecode(b"\xff.png")).write_bytes(b"")
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (_linked, r"x\.png is a link to nothing, or no file: put the image there"),
+        (os.mkfifo, r"x\.png is a link to nothing, or no file"),  # it was waited for, without end
+        (_misnamed, r"udcff\.png' must have a name in UTF-8: rename it"),
+    ],
+)
+def test_what_has_an_image_s_name_and_is_none(make, message, tmp_path, rng):
+    pixels = rng.integers(0, 256, (8, 8), dtype=np.uint8)
+    write(tmp_path / "a", pixels)
+    write(tmp_path / "a" / "folder.png", pixels)
+    assert len(datasets.load(str(tmp_path), "test")) == 2
+    make(tmp_path / "a" / "x.png")
+    assert own.signature(str(tmp_path))
+    with pytest.raises(ValueError, match=message):
+        datasets.load(str(tmp_path), "test")
 
 
 def test_what_programs_leave_behind_is_no_class_and_no_image(tmp_path, rng):

@@ -75,11 +75,20 @@ def pixels(path: str, channels: int):
 
     The server's own rules (covkeras/datasets/decoding.py), in Pillow; besides, an EXIF orientation is applied.
     """
+    with open(path, "rb") as file:
+        head = file.read(26)
+    try:
+        return _pixels(path, head, channels)
+    except (Refused, ImportError):
+        raise
+    except Exception as error:  # Pillow's are of many kinds, SyntaxError among them
+        raise Refused(f"{path} can't be read as an image ({error}): save it anew as PNG or JPEG") from None
+
+
+def _pixels(path: str, head: bytes, channels: int):
     import numpy as np
     from PIL import Image, ImageOps
 
-    with open(path, "rb") as file:
-        head = file.read(26)
     with Image.open(path) as image:
         if image.format not in ("PNG", "JPEG"):
             raise Refused(f"{path} must be a PNG or JPEG file, got {image.format}: save it as one")
@@ -273,6 +282,9 @@ def main(arguments=None) -> int:
     except (Refused, OSError) as error:
         told = isinstance(error, OSError) and error.strerror and error.filename is not None
         print(f"error: {f'{error.filename}: {error.strerror}' if told else error}", file=sys.stderr)
+        return 1
+    except ImportError as error:
+        print(f"error: {error}: pip install pillow numpy, and grpcio protobuf for --grpc", file=sys.stderr)
         return 1
     if flags.json:
         for path, answer in zip(flags.images, answers, strict=True):

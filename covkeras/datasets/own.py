@@ -34,7 +34,8 @@ def signature(name: str) -> str:
     """Returns what changes when the files under a path do: their names, sizes and times; not what is in them."""
     path = Path(name).expanduser()
     files = [path] if path.is_file() else sorted(path.rglob("*"))
-    told = [(str(file), stat.st_size, stat.st_mtime_ns) for file in files if (stat := file.stat())]
+    # A link to nothing is refused where it is an image.
+    told = [(str(file), stat.st_size, stat.st_mtime_ns) for file in files if file.exists() and (stat := file.stat())]
     return hashlib.sha256(repr(told).encode()).hexdigest()
 
 

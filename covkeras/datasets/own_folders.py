@@ -77,12 +77,23 @@ def _files_of(folder: Path) -> list[tuple[str, Path]]:
         for file in (folder / name).rglob("*")
         if not any(map(_left_behind, file.relative_to(folder).parts))
     ]
-    if other := next((file for _, file in within if file.suffix.lower() in OTHERS), None):
-        raise ValueError(f"{other} is neither PNG nor JPEG: save it as PNG, or take it out of the folder.")
-    files = [(name, file) for name, file in within if file.suffix.lower() in FILES]
+    files = [(name, file) for name, file in within if is_image(file) and not file.is_dir()]
+    for _, file in files:
+        _check_file(file)
     if not files:
         raise ValueError(f"{folder} has no folder of PNG or JPEG files for a class. {Folder.remedy}")
     return sorted(files, key=lambda pair: hashlib.sha256(pair[1].relative_to(folder).as_posix().encode()).digest())
+
+
+def _check_file(file: Path) -> None:
+    if file.suffix.lower() in OTHERS:
+        raise ValueError(f"{file} is neither PNG nor JPEG: save it as PNG, or take it out of the folder.")
+    if not file.is_file():
+        raise ValueError(f"{file} is a link to nothing, or no file: put the image there, or take it out of the folder.")
+    try:
+        str(file).encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{str(file)!a} must have a name in UTF-8: rename it.") from None
 
 
 def _decoded(files: list[Path]):
@@ -103,6 +114,8 @@ def _decoded(files: list[Path]):
             done += 1
     except tf.errors.InvalidArgumentError as error:
         raise ValueError(f"{files[done]}: {_reason(error.message)}.") from None
+    except tf.errors.OpError as error:
+        raise OSError(f"{files[done]} can't be read: {error.message.splitlines()[0].rpartition('; ')[2]}.") from None
 
 
 def _reason(message: str) -> str:
