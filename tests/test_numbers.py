@@ -14,7 +14,7 @@ COMMANDS = {
     "certify": (
         ["{classifier}", "--data", "digits", "--sigma", "0.25", "--max", "2", "--n", "1000", "--out", "{out}.tsv"],
         ["sigma", "n0", "n", "alpha", "seed", "batch", "start", "max", "skip", "image-size", "actors", "block"]
-        + ["radius", "radii", "tolerance"],
+        + ["radius", "radii", "tolerance", "devices"],
     ),
     "attack": (
         ["{classifier}", "--certificates", "{log}"],
@@ -25,17 +25,34 @@ COMMANDS = {
         ["--classifier", "{classifier}", "--data", "digits", "--out", "{out}"],
         ["sigma", "r-max", "images", "samples", "seed", "memory-gb"],
     ),
-    "search": (["--smoke", "--out", "{out}"], ["trials", "tuner-seed", "seeds", "checkpoint-minutes"]),
-    "compare": (["--smoke", "--out", "{out}"], ["seeds", "seconds"]),
-    "noisy-labels": (["--smoke", "--out", "{out}"], ["rates", "seeds"]),
+    "search": (["--smoke", "--out", "{out}"], ["trials", "tuner-seed", "seeds", "checkpoint-minutes", "devices"]),
+    "compare": (["--smoke", "--out", "{out}"], ["seeds", "seconds", "devices"]),
+    "noisy-labels": (["--smoke", "--out", "{out}"], ["last", "label-noise", "devices", "seed", "checkpoint-minutes"]),
     "export": (
         ["{classifier}", "--sigma", "0.25", "--data", "digits", "--out", "{out}/1"],
         ["sigma", "sigmas", "n0", "n", "alpha", "n-predict", "max-samples", "image-size"],
+    ),
+    "train": (
+        ["--smoke", "--run-dir", "{out}"],
+        ["checkpoint-minutes", "devices", "sigma", "epochs", "batch-size", "learning-rate", "seed", "image-size"]
+        + ["widen", "reference-epochs", "certify-n", "certify-alpha", "certify-batch", "train-images", "decay-epochs"],
+    ),
+    "denoise": (
+        ["{classifier}", "--data", "digits", "--smoke", "--run-dir", "{out}"],
+        ["checkpoint-minutes", "devices", "sigma", "epochs", "batch-size", "certify-images"],
+    ),
+    "serve": (["{out}"], ["threads", "poll", "grace", "rest-port", "grpc-port"]),
+    "client": (
+        ["{classifier}", "--model", "mine", "--retries", "0"],
+        ["n0", "n", "sigma", "radius", "alpha", "seed", "version", "timeout", "retries", "channels"],
     ),
 }
 # What a huge number may well mean: all images or memory; a precision, or attacks, beyond every radius.
 MEANT = {("certify", "max"), ("certify", "tolerance"), ("certify", "block"), ("attack", "max"), ("attack", "factors")}
 MEANT |= {("diagnose", "memory-gb"), ("compare", "seconds"), ("search", "checkpoint-minutes")}
+MEANT |= {("train", "checkpoint-minutes"), ("denoise", "checkpoint-minutes"), ("client", "radius")}
+MEANT |= {("train", "learning-rate"), ("noisy-labels", "last"), ("noisy-labels", "checkpoint-minutes")}
+MEANT |= {(command, name) for command in ("train", "denoise") for name in ("train-images", "certify-images")}
 CASES = [
     (command, flag, value)
     for command, (_, flags) in COMMANDS.items()
@@ -65,7 +82,13 @@ def test_odd_numbers_are_refused_in_one_line(command, flag, value, there, tmp_pa
         code = error.code
     said = capsys.readouterr().err.strip().splitlines()
     # By its own name, or that of one of them: radius of --radii, sigma of --sigmas.
-    assert code == 2 and "error: " in said[-1] and flag[:4].replace("-", "_") in said[-1].replace("-", "_")
+    assert "unrecognized arguments" not in said[-1]
+    # The client's own refusals are as a server's.
+    assert (
+        code in ((1, 2) if command == "client" else (2,))
+        and "error: " in said[-1]
+        and flag[:4].replace("-", "_") in said[-1].replace("-", "_")
+    )
     assert not list(tmp_path.iterdir())
 
 

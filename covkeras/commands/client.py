@@ -15,6 +15,8 @@ import urllib.error
 import urllib.parse
 import urllib.request
 
+from covkeras.commands.client_images import Refused, pixels
+
 EXAMPLES = """examples:
   covkeras client serving/digit.png --model digits
   covkeras client *.png --model digits --url http://server:8501 --signature certify --n 100000 --json
@@ -36,10 +38,6 @@ COLUMNS = (
 
 class Unavailable(Exception):
     """The server can't answer now: worth another try."""
-
-
-class Refused(Exception):
-    """The server's error message, or what is wrong with the request."""
 
 
 def parse(arguments=None) -> argparse.Namespace:
@@ -70,50 +68,8 @@ def parse(arguments=None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def pixels(path: str, channels: int):
-    """An image file's pixels as a viewer shows them, float32 (height, width, channels) of 255ths.
-
-    The server's own rules (covkeras/datasets/decoding.py), in Pillow; besides, an EXIF orientation is applied.
-    """
-    with open(path, "rb") as file:
-        head = file.read(26)
-    try:
-        return _pixels(path, head, channels)
-    except (Refused, ImportError):
-        raise
-    except Exception as error:  # Pillow's are of many kinds, SyntaxError among them
-        raise Refused(f"{path} can't be read as an image ({error}): save it anew as PNG or JPEG") from None
-
-
-def _pixels(path: str, head: bytes, channels: int):
-    import numpy as np
-    from PIL import Image, ImageOps
-
-    with Image.open(path) as image:
-        if image.format not in ("PNG", "JPEG"):
-            raise Refused(f"{path} must be a PNG or JPEG file, got {image.format}: save it as one")
-        if image.format == "PNG" and len(head) > 24 and head[24] > 8:
-            raise Refused(f"{path} must have 8 bits a channel, but it is a 16-bit PNG: convert it")
-        if getattr(image, "n_frames", 1) > 1:
-            raise Refused(f"{path} must be a single image, but it is animated")
-        if image.mode in ("CMYK", "YCCK"):
-            raise Refused(f"{path} must be grey or RGB, but it is CMYK: convert it")
-        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-            image.load()
-            if min(image.convert("RGBA").getchannel("A").getextrema()) < 255:
-                raise Refused(f"{path} must be opaque, but parts of it are transparent: lay it on a background")
-        upright = ImageOps.exif_transpose(image).convert("RGB")
-    array = np.asarray(upright.convert("L") if channels == 1 else upright, np.float32) / np.float32(255)
-    return array[..., None] if channels == 1 else array
-
-
 def inputs(flags) -> dict[str, list]:
     """The request's columns: name -> a value per image; file contents as bytes."""
-    if flags.retries < 0 or not flags.timeout > 0:
-        raise Refused(f"retries must be 0 or more and timeout above 0, got {flags.retries} and {flags.timeout:g}")
-    for name in ("n0", "n", "seed"):
-        if not 0 <= getattr(flags, name) < 2**63:
-            raise Refused(f"{name} must be a whole number from 0 to 2^63 - 1, got {getattr(flags, name)}")
     if flags.signature == "serving_bytes":
         columns = []
         for path in flags.images:
@@ -136,11 +92,36 @@ def inputs(flags) -> dict[str, list]:
     return {"images": [a.tolist() for a in arrays], **columns}
 
 
+def check(flags) -> None:
+    """Refuses numbers that no server can be asked for. What a model allows, the server says itself."""
+    for name in ("n0", "n", "seed", "version"):
+        value = getattr(flags, name)
+        if value is not None and not 0 <= value < 2**63:
+            raise Refused(f"{name} must be a whole number from 0 to 2^63 - 1, got {value}")
+    for name, most in (("timeout", 10**6), ("sigma", 10), ("alpha", 1)):
+        if not 0 < getattr(flags, name) <= most:
+            raise Refused(f"{name} must be a number above 0, {most:,} at most, got {getattr(flags, name):g}")
+    if not 0 <= flags.radius < float("inf"):
+        raise Refused(f"radius must be a number, 0 or more, got {flags.radius:g}")
+    if not 0 <= flags.retries <= 100:
+        raise Refused(f"retries must be a whole number from 0 to 100, got {flags.retries}")
+    if not flags.model:
+        raise Refused("model must be a name, got none")
+    if flags.grpc is not None:
+        host, _, port = flags.grpc.rpartition(":")
+        if not host or not (port.isascii() and port.isdigit() and 0 < int(port) < 2**16):
+            raise Refused(f"grpc must be HOST:PORT, such as 127.0.0.1:8500, got {flags.grpc!r}")
+
+
 def address(url: str) -> str:
     """The server's address as it was meant: with a scheme, without a slash at its end."""
     url = (url if "://" in url else f"http://{url}").rstrip("/")
-    parts = urllib.parse.urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urllib.parse.urlsplit(url)
+        meant = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # brackets that don't close; a port beyond 65535
+        meant = False
+    if not meant:
         raise Refused(f"url must be such as http://127.0.0.1:8501, got {url}")
     return url
 
@@ -253,6 +234,7 @@ def _values(tensor) -> list:
 
 def ask(flags) -> list[dict]:
     """Sends the request; tries again, waiting longer each time, where the server is unavailable."""
+    check(flags)
     columns = inputs(flags)
     for attempt in range(flags.retries + 1):
         try:

@@ -82,6 +82,7 @@ def work(recipe, folder: RunFolder, classifier, environment: Environment) -> Non
     data, (test, chosen) = environment.load(recipe, "train"), environment.load_certified(recipe)
     data, test = (classifiers.fitted(part, classifier) for part in (data, test))
     data.steps_per_epoch(recipe.batch_size)
+    fitting.check_devices(recipe, environment)
     # Refuses what its method does.
     recipe.objective()
     alone, place = recipe.replace(denoiser="none"), RunFolder(folder.path / "alone")

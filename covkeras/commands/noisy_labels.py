@@ -15,6 +15,7 @@ from covkeras.commands import cli
 from covkeras.experiments.runs import RunFolder
 from covkeras.runtime.files import user_path
 from covkeras.runtime.later import Later
+from covkeras.runtime.validation import check_count
 
 fitting = Later("covkeras.experiments.fitting")
 precision = Later("covkeras.experiments.precision")
@@ -69,6 +70,8 @@ def main(arguments=None) -> int:
             return cli.show(flags, recipe)
         folder = Path(flags.run_dir or f"runs/noisy-{recipe.name}")
         environment = cli.environment_from(flags, stop)
+        check_count("last", flags.last)
+        fitting.check_devices(recipe, environment)
         fitting.load_training(recipe, environment)
         rows = [["method", "clean test accuracy", "sd", "last epochs", "best epoch's"]]
         for name, one in recipes_of(recipe, flags).items():

@@ -24,6 +24,7 @@ from covkeras.runtime.files import held, quoted, user_path, write_text_aside
 from covkeras.runtime.later import Later
 from covkeras.runtime.validation import check_count
 
+fitting = Later("covkeras.experiments.fitting")
 precision = Later("covkeras.experiments.precision")
 report = Later("covkeras.reports.results")
 tuning = Later("covkeras.experiments.tuning")
@@ -91,9 +92,9 @@ def work(flags, stop) -> None:
     objective = tuning.Objective(flags.objective)
     folder = Path(flags.out or Path("searches") / recipe.name)
     recipe = precision.settled(recipe, recorded_recipe(folder / "search.json"), on=flags.devices)
-    hypermodel = tuning.CertifiedHyperModel(
-        recipe, space, folder=folder, objective=objective, environment=cli.environment_from(flags, stop)
-    )
+    environment = cli.environment_from(flags, stop)
+    fitting.check_devices(recipe, environment)
+    hypermodel = tuning.CertifiedHyperModel(recipe, space, folder=folder, objective=objective, environment=environment)
     worker = "KERASTUNER_ORACLE_IP" in os.environ and "chief" not in os.environ["KERASTUNER_TUNER_ID"]
     check_count("seeds", flags.seeds, 0, 1000)
     check_count("tuner_seed", flags.tuner_seed, 0, 2**31 - 1)

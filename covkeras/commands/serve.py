@@ -10,6 +10,7 @@ A page to draw or choose an image is at the REST port's root. Ctrl-C or SIGTERM 
 import argparse
 import asyncio
 import concurrent.futures
+import errno
 import signal
 import socket
 import sys
@@ -26,17 +27,43 @@ serve_models = Later("covkeras.commands.serve_models")
 serve_rest = Later("covkeras.commands.serve_rest")
 model_service = Later("tensorflow_serving.apis.model_service_pb2_grpc")
 prediction_service = Later("tensorflow_serving.apis.prediction_service_pb2_grpc")
+validation = Later("covkeras.runtime.validation")
+
+
+def check(flags) -> None:
+    """Refuses what can't be served with, and ports that are taken, before anything is loaded.
+
+    Raises:
+        ValueError: a number that says nothing. OSError: a host, or a port, that can't be listened on.
+    """
+    validation.check_count("threads", flags.threads, 1, 1024)
+    validation.check_between("poll", flags.poll, 0, 86_400, closed="right")
+    validation.check_between("grace", flags.grace, 0, 86_400, closed="both")
+    for name in ("rest_port", "grpc_port"):
+        validation.check_count(name, getattr(flags, name), 1, 65_535)
+    if flags.rest_port == flags.grpc_port:
+        raise ValueError(f"rest_port and grpc_port must be different, got {flags.rest_port} for both.")
+    try:
+        socket.getaddrinfo(flags.host, flags.rest_port)
+    except (OSError, UnicodeError) as error:
+        raise OSError(f"{flags.host} is no address ({error}): choose another --host") from None
+    for port, flag in ((flags.rest_port, "--rest-port"), (flags.grpc_port, "--grpc-port")):
+        check_free(flags.host, port, flag)
 
 
 def check_free(host: str, port: int, flag: str) -> None:
-    """Refuses a port that is taken, before anything is loaded. Raises OSError."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as one:
         one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             one.bind((host, port))
-        except (OSError, OverflowError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise OSError(f"{host}:{port} can't be listened on ({reason}): choose another {flag}") from None
+        except OSError as error:
+            # An address of another machine's is no port's fault.
+            flag = "--host" if error.errno == errno.EADDRNOTAVAIL else flag
+            raise OSError(f"{at(host, port)} can't be listened on ({error.strerror}): choose another {flag}") from None
+
+
+def at(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 async def serve(flags, models) -> None:
@@ -52,9 +79,9 @@ async def serve(flags, models) -> None:
     server = grpc.server(concurrent.futures.ThreadPoolExecutor(flags.threads), options=limit)
     prediction_service.add_PredictionServiceServicer_to_server(serve_grpc.Prediction(models), server)
     model_service.add_ModelServiceServicer_to_server(serve_grpc.Status(models), server)
-    server.add_insecure_port(f"{flags.host}:{flags.grpc_port}")
+    server.add_insecure_port(at(flags.host, flags.grpc_port))
     server.start()
-    print(f"REST http://{flags.host}:{flags.rest_port}  gRPC {flags.host}:{flags.grpc_port}", flush=True)
+    print(f"REST http://{at(flags.host, flags.rest_port)}  gRPC {at(flags.host, flags.grpc_port)}", flush=True)
     while not stop.is_set():
         try:
             await asyncio.wait_for(stop.wait(), flags.poll)
@@ -84,9 +111,8 @@ def parse(arguments=None) -> argparse.Namespace:
 def main(arguments=None) -> int:
     flags = parse(arguments)
     try:
-        check_free(flags.host, flags.rest_port, "--rest-port")
-        check_free(flags.host, flags.grpc_port, "--grpc-port")
-    except OSError as error:
+        check(flags)
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     startup.quiet_tensorflow()

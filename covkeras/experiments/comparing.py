@@ -14,7 +14,7 @@ from covkeras.experiments.recipe import split_method
 from covkeras.experiments.recipes import Recipe, check_schedule, scaled
 from covkeras.experiments.result import Result
 from covkeras.experiments.runs import RunFolder, claim_record
-from covkeras.runtime import devices, fields
+from covkeras.runtime import fields
 from covkeras.runtime.files import write_text_aside
 from covkeras.runtime.timing import interleave
 from covkeras.runtime.validation import check_between
@@ -158,9 +158,8 @@ class Comparison:
             write_text_aside(self.path / ASKED, json.dumps(both, indent=1) + "\n")
 
     def _check(self, entries: Sequence[Entry], seeds: Sequence[int]) -> None:
-        replicas = devices.strategy(self.environment.devices).num_replicas_in_sync
         for entry in entries:
-            fitting.check_batch(entry.recipe, replicas)
+            fitting.check_devices(entry.recipe, self.environment)
             check_parts(entry.recipe)
             self.data.steps_per_epoch(entry.recipe.batch_size)
             if self.seconds and "epochs=" in entry.label:

@@ -161,6 +161,11 @@ def check_batch(recipe: Recipe, replicas: int) -> None:
         raise ValueError(f"batch_size must be divisible by the {replicas} devices, got {recipe.batch_size}.")
 
 
+def check_devices(recipe: Recipe, environment: Environment) -> None:
+    """Refuses devices that are not there, and a batch that they can't share equally."""
+    check_batch(recipe, devices.strategy(environment.devices).num_replicas_in_sync)
+
+
 def train(recipe: Recipe, folder: RunFolder, environment=Environment(), title: str = "train", trainer=None):
     """Trains the recipe's classifier in its folder and returns it; resumes, or returns the one that is done.
 

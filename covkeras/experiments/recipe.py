@@ -116,7 +116,11 @@ class Recipe:
         _check_reference,
     )
     reference_epochs: float = fields.number(
-        1.0, "epochs of the reference, times the recipe's own: the same time where its steps cost less", 0
+        1.0,
+        "epochs of the reference, times the recipe's own: the same time where its steps cost less",
+        0,
+        1000,
+        "right",
     )
     sigma: float = fields.sigma()
     widen: float = fields.number(
@@ -133,19 +137,19 @@ class Recipe:
     epochs: int = fields.count(30, "passes over the training images; the recipe's schedule is scaled to other ones")
     batch_size: int = fields.count(64, "images per step, over all devices")
     optimizer: str = fields.choice("sgd", "what takes the steps", OPTIMIZERS)
-    learning_rate: float = fields.number(0.01, "at the start", 0, search="0.001:0.1:log")
+    learning_rate: float = fields.number(0.01, "learning rate at the start", 0, search="0.001:0.1:log")
     schedule: str = fields.choice(
         "steps", "the learning rate: in steps by --decay-epochs, or down a cosine to zero", SCHEDULES
     )
     warmup_epochs: int = fields.count(0, "epochs in which the learning rate rises from zero", 0)
     decay_epochs: tuple[int, ...] = fields.epochs((), "epochs after which the learning rate is multiplied by --decay")
     decay: float = fields.number(0.1, "factor on the learning rate", 0, 1, "right")
-    momentum: float = fields.number(0.9, "of SGD", 0, 1, "left")
-    weight_decay: float = fields.number(0.0, "decoupled", 0, closed="left", search="0.00001:0.01:log")
+    momentum: float = fields.number(0.9, "momentum of SGD", 0, 1, "left")
+    weight_decay: float = fields.number(0.0, "decoupled weight decay", 0, closed="left", search="0.00001:0.01:log")
     precision: str = fields.choice(
         "auto", "arithmetic of the layers; auto = the fastest on this device, recorded", PRECISIONS
     )
-    seed: int = fields.count(0, "of weights, order, training and certification noise", 0, 2**31 - 1)
+    seed: int = fields.count(0, "seed of weights, order, training and certification noise", 0, 2**31 - 1)
     certify_images: int = fields.count(200, "test images to certify")
     certify_every: int = fields.count(1, "take every so many-th image, from the first")
     certify_split: str = fields.choice(
