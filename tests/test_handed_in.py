@@ -2,6 +2,7 @@
 
 import errno
 import functools
+import json
 from pathlib import Path
 
 import keras
@@ -164,3 +165,84 @@ def test_a_folder_is_no_certificates_file(tmp_path):
             ValueError, match=r"is a folder: name the certificates' file, such as .*certificates\.tsv\.$"
         ):
             use()
+
+
+def _network(classifier):
+    return ck.MomentNetwork(classifier, 0.25)
+
+
+# What would be taken for something else, or end in an error of another library's: the call, and what it says.
+ODD = {
+    "shared_noise must be True or False, got 'no'": lambda c, x: ck.SmoothedClassifier(c, 0.25, shared_noise="no"),
+    "deterministic must be True or False": lambda c, x: ck.SmoothedClassifier(c, 0.25, deterministic="no"),
+    "strategy must be a tf.distribute.Strategy": lambda c, x: ck.SmoothedClassifier(c, 0.25, strategy="gpu:0"),
+    "runner_up must be": lambda c, x: ck.SmoothedClassifier(c, 0.25).certify(x, n=100, runner_up="no"),
+    "runner_up must be True": lambda c, x: ck.SmoothedClassifier(c, 0.25).certify_to(x, 0.1, runner_up="no"),
+    "indices must be 3 whole numbers": lambda c, x: ck.SmoothedClassifier(c, 0.25).certify(x, indices=[0, 1, 2**61]),
+    "index must be a whole number from": lambda c, x: ck.SmoothedClassifier(c, 0.25).certify(x, index=2**61),
+    "channels_first must be True": lambda c, x: ck.adapt(c, channels_first="no"),
+    r"image_size must be \(height, width\), got 64": lambda c, x: ck.adapt(c, image_size=64),
+    "each of image_size must be a whole number >= 1, got 0": lambda c, x: ck.adapt(c, image_size=(0, 8)),
+    r"input_shape must be \(height, width, channels\), got 8": lambda c, x: ck.adapt(c, input_shape=8),
+    "signature is for a SavedModel": lambda c, x: ck.adapt(c, signature="serving_default"),
+    "mean must be 1 finite numbers": lambda c, x: ck.adapt(c, mean="grey"),
+    "conditioned must be True": lambda c, x: ck.models.unet((8, 8, 1), conditioned="no"),
+    r"must be \(height, width, channels\), got 28": lambda c, x: ck.models.lenet(28),
+    "the class 'Sequential': make one": lambda c, x: ck.SmoothedClassifier(keras.Sequential, 0.25),
+    "network must be a MomentNetwork": lambda c, x: ck.adjoint_margin(c, x),
+    "must be a MomentNetwork, such as": lambda c, x: ck.calibrate_gates(c, x),
+    "kappa must be True": lambda c, x: ck.adjoint_margin(_network(c), x, kappa="no"),
+    "gates must hold one array": lambda c, x: ck.adjoint_margin(_network(c), x, gates=3),
+    r"labels must lie in \[0, 3\)": lambda c, x: ck.adjoint_margin(_network(c), x, labels=[0, 1, 3]),
+    r"labels must have shape \(3,\)": lambda c, x: ck.propagated_radius(_network(c)(x), 0.25, labels=[0, 1]),
+    "images must lie in": lambda c, x: _network(c)(255 * x),
+    r"in \[0, 1\], got values": lambda c, x: ck.adjoint_margin(_network(c), 255 * x),
+    "images must be finite": lambda c, x: ck.calibrate_gates(_network(c), np.nan * x),
+    "images must be a few dozen": lambda c, x: ck.calibrate_gates(_network(c), x[:0]),
+    "images must be an array": lambda c, x: _network(c)(None),
+    "name must be that of a data set": lambda c, x: ck.datasets.load(None),
+    "count must be a whole number >= 0": lambda c, x: ck.datasets.load("digits").head(-1),
+    "count must be a whole number >= 0, got -2": lambda c, x: ck.datasets.load("digits").limited(-2),
+    "batch_size must be a whole number": lambda c, x: ck.datasets.load("digits").batches(0),
+    "weights must be 360 numbers": lambda c, x: ck.datasets.load("digits", "test").batches(8, weights=-np.ones(360)),
+    "certificates must be Certificates": lambda c, x: ck.average_certified_radius([1, 2], [1, 2]),
+    "radii must be a list": lambda c, x: ck.certified_accuracy(Certificates.concatenate([]), [], ["a"]),
+}
+
+
+@pytest.mark.parametrize("message", ODD)
+def test_what_is_none_of_what_was_expected(message, classifier, images):
+    with pytest.raises((TypeError, ValueError), match=message):
+        ODD[message](classifier, images)
+
+
+EXPORTED = {
+    "smoothed must be a SmoothedClassifier": {"smoothed": 3},
+    "defaults must be a Defaults": {"defaults": {"n": 1_000}},
+    "class_names must be a list": {"class_names": 3},
+    "key must be two whole numbers": {"key": ("a", "b")},
+    "metadata must be a dictionary": {"metadata": 3},
+    "whole number such as": {"folder": str(2**63)},
+    "images must be": {"calibration_images": 3},
+    "resize must be True": {"defaults": lambda: ck.exporting.Defaults(resize="no")},
+}
+
+
+@pytest.mark.parametrize("message", EXPORTED)
+def test_an_export_of_what_is_none_writes_nothing(message, classifier, tmp_path):
+    given = {"smoothed": ck.SmoothedClassifier(classifier, 0.25), "folder": "1", **EXPORTED[message]}
+    with pytest.raises((TypeError, ValueError), match=message):
+        made = given.pop("defaults", ck.exporting.Defaults)
+        defaults = made() if callable(made) else made
+        ck.export(given.pop("smoothed"), tmp_path / given.pop("folder"), defaults=defaults, **given)
+    assert not list(tmp_path.iterdir())
+
+
+def test_paths_lists_and_numpys_numbers_are_taken(classifier, images, tmp_path):
+    np.savez(tmp_path / "mine.npz", images=np.uint8(255 * images), labels=np.arange(3))
+    assert len(ck.datasets.load(tmp_path / "mine.npz", "test")) == 3
+    np.testing.assert_array_equal(_network(classifier)(images.tolist()).mean, _network(classifier)(images).mean)
+    figures = {"acr": np.float32(0.5), "radii": np.arange(2)}
+    folder = ck.export(ck.SmoothedClassifier(classifier, 0.25), tmp_path / "1", metadata=figures)
+    kept = json.loads((folder / "assets.extra" / "metadata.json").read_text(encoding="utf-8"))
+    assert kept["acr"] == 0.5 and kept["radii"] == [0, 1]

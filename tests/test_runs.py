@@ -228,6 +228,19 @@ def test_a_classifier_with_another_head_is_refused(tmp_path):
     assert not folder.certificates_file.exists()
 
 
+def test_a_row_of_the_history_that_was_cut_off_is_none(tmp_path):
+    """Of epoch 12 a full disk kept "1": a second row of epoch 1, without figures."""
+    folder = RunFolder(tmp_path)
+    for epoch in range(12):
+        folder.append_history({"epoch": epoch, "loss": 1.0})
+    with folder.history_file.open("a", encoding="utf-8") as file:
+        file.write("1")
+    assert [r["epoch"] for r in folder.history()] == [str(e) for e in range(12)]
+    folder.keep_history(12)
+    folder.append_history({"epoch": 12, "loss": 0.5})
+    assert [r["epoch"] for r in folder.history()] == [str(e) for e in range(13)]
+
+
 def test_history_is_cut_back_on_resume(tmp_path):
     folder = RunFolder(tmp_path)
     for epoch in range(4):

@@ -122,6 +122,11 @@ class RadiusDecisions:
 
 
 def _radii_where_correct(certificates, labels) -> tuple[np.ndarray, np.ndarray]:
+    if not isinstance(certificates, (Certificates, RadiusDecisions)):
+        raise TypeError(
+            f"certificates must be Certificates, as SmoothedClassifier.certify returns them, got "
+            f"{type(certificates).__name__}. Several: Certificates.concatenate(parts)."
+        )
     labels = np.asarray(labels)
     if labels.shape != certificates.label.shape:
         raise ValueError(

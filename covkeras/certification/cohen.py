@@ -19,7 +19,13 @@ from covkeras.certification.confidence import (
     two_sided_radius,
 )
 from covkeras.certification.noise import ESTIMATION, PREDICTION, SELECTION, check_seed
-from covkeras.runtime.validation import check_alpha, check_count, check_enough, check_enough_to_predict
+from covkeras.runtime.validation import (
+    check_alpha,
+    check_count,
+    check_enough,
+    check_enough_to_predict,
+    check_switch,
+)
 
 # Images certified together where they share their noise, and where all of them take no longer than so many seconds:
 # between groups no noise is drawn while a batch is classified. A certificate does not hang on its group.
@@ -49,6 +55,7 @@ def certify_each(
     check_count("n", n, high=MAX_TRIALS)
     check_alpha(alpha)
     check_enough("n", n, alpha)
+    check_switch("runner_up", runner_up)
     seed = check_seed(seed)
     images, indices = smoothed.checked(images, indices, index)
     parts = groups(smoothed.shared_noise, len(images))

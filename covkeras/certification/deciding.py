@@ -16,7 +16,7 @@ from covkeras.certification.sampling import Sampled, sample_until
 from covkeras.certification.sequential import Decision, anytime_lower, hits_to_decide, required_probability
 from covkeras.certification.stopping import RadiiTest, RadiusPrecision, RadiusTest, levels
 from covkeras.certification.voting import BLOCK
-from covkeras.runtime.validation import check_alpha, check_between, check_count
+from covkeras.runtime.validation import check_alpha, check_between, check_count, check_switch
 
 
 def certify_at_each(
@@ -94,6 +94,7 @@ def certify_to_each(
 ) -> Iterator[tuple[int, Certificates]]:
     """Yields (position, Certificates of length 1) as the images' radii are precise enough, in any order."""
     check_between("tolerance", tolerance, 0, math.inf)
+    check_switch("runner_up", runner_up)
     images, indices = _checked(smoothed, images, indices=indices, index=index, alpha=alpha, max_n=max_n, n0=n0, least=1)
     _check_reach(max_n, 0.5, alpha, "any radius")
     rule = RadiusPrecision(tolerance, smoothed.sigma, alpha, max_n, smoothed.num_classes if runner_up else 0)

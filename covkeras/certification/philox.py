@@ -7,6 +7,8 @@ gives the same ones (tested) for all streams together.
 import tensorflow as tf
 
 PHASES = 4
+# Whose streams are apart.
+MAX_IMAGES = 2**61
 _ALGORITHM = 1
 _ROUNDS = 10
 _MULTIPLIERS = 0xD2511F53, 0xCD9E8D57

@@ -16,12 +16,20 @@ from covkeras.certification import cohen
 from covkeras.certification.certificates import Certificates, Predictions, RadiusDecisions
 from covkeras.certification.deciding import certify_at_each, certify_grid_each, certify_to_each
 from covkeras.certification.noise import make_noise
+from covkeras.certification.philox import MAX_IMAGES
 from covkeras.certification.rebuilding import PRECISIONS, rebuilt
 from covkeras.certification.voting import Ballot
 from covkeras.runtime.adapting import adapt
 from covkeras.runtime.classifiers import check_classifier, check_fixed_size, check_weights, with_a_graph
 from covkeras.runtime.probing import check_is_a_function, warn_of_scale
-from covkeras.runtime.validation import check_choice, check_count, check_images, check_on_tensorflow, check_sigma
+from covkeras.runtime.validation import (
+    check_choice,
+    check_count,
+    check_images,
+    check_on_tensorflow,
+    check_sigma,
+    check_switch,
+)
 
 
 class SmoothedClassifier:
@@ -78,8 +86,12 @@ class SmoothedClassifier:
         check_is_a_function(classifier)
         self.sigma = check_sigma(sigma)
         self.noise = make_noise(noise, self.sigma)
-        self.shared_noise = shared_noise
-        if deterministic and precision not in (None, "float64"):
+        self.shared_noise = check_switch("shared_noise", shared_noise)
+        if strategy is not None and not isinstance(strategy, tf.distribute.Strategy):
+            raise ValueError(
+                f"strategy must be a tf.distribute.Strategy, such as MirroredStrategy(), got {strategy!r}."
+            )
+        if check_switch("deterministic", deterministic) and precision not in (None, "float64"):
             raise ValueError(f"precision must be float64 where deterministic is true, or left out, got {precision!r}.")
         precision = "float64" if deterministic else precision
         self.precision = precision if precision is None else check_choice("precision", precision, PRECISIONS)
@@ -304,14 +316,15 @@ class SmoothedClassifier:
         self.noise.check(images)
         check_weights(self.classifier)
         self.ballot.renew()
-        check_count("index", index, 0)
+        check_count("index", index, 0, MAX_IMAGES - len(images))
         if indices is not None and index:
             raise ValueError("give index or indices, not both: index is the first of index, index + 1, ...")
         indices = np.arange(index, index + len(images)) if indices is None else np.asarray(indices)
-        if indices.shape != (len(images),) or not np.issubdtype(indices.dtype, np.integer) or (indices < 0).any():
+        whole = indices.shape == (len(images),) and np.issubdtype(indices.dtype, np.integer)
+        if not whole or (indices < 0).any() or (indices >= MAX_IMAGES).any():
             raise ValueError(
-                f"indices must be {len(images)} whole numbers >= 0, one for each image, got shape {indices.shape} of "
-                f"{indices.dtype}."
+                f"indices must be {len(images)} whole numbers >= 0, below 2^61, one for each image, got shape "
+                f"{indices.shape} of {indices.dtype}."
             )
         return images, indices
 

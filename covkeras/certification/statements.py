@@ -14,7 +14,7 @@ import scipy.stats
 
 from covkeras.certification.certificates import Certificates, counted_at
 from covkeras.certification.confidence import clopper_pearson_lower
-from covkeras.runtime.validation import check_alpha, check_between, check_count, check_radii
+from covkeras.runtime.validation import check_alpha, check_between, check_count, check_radii, check_switch
 
 # A little less is not too much: float64's last digits.
 _DOWN = 1.0 - 1e-12
@@ -50,6 +50,7 @@ def certified_accuracy_lower(
     """
     check_alpha(alpha)
     check_between("beta", beta, 0, 1)
+    check_switch("shared_noise", shared_noise)
     counted = np.array([counted_at(certificates, labels, radius).sum() for radius in check_radii(radii)], np.int64)
     images = len(certificates)
     level = clopper_pearson_lower(counted, images, beta / 2 if shared_noise else beta) if len(counted) else counted

@@ -24,7 +24,7 @@ __all__ = ["NAMES", "SPLITS", "ImageData", "ImageStream", "load"]
 
 
 def load(
-    name: str, split: str = "train", data_dir: str | os.PathLike | None = None, image_size: int = 0
+    name: str | os.PathLike, split: str = "train", data_dir: str | os.PathLike | None = None, image_size: int = 0
 ) -> ImageData | ImageStream:
     """Loads one fixed split of a data set. Nothing is ever downloaded.
 
@@ -44,6 +44,9 @@ def load(
         FileNotFoundError: the data set isn't prepared; the message holds the command that prepares it.
         OSError: a record file, or the .npz, is damaged.
     """
+    if not isinstance(name, (str, os.PathLike)):
+        raise TypeError(f"name must be that of a data set, or a path, got {name!r}.")
+    name = os.fspath(name)
     if split not in (*SPLITS, JOINED):
         raise ValueError(f"split must be one of {', '.join((*SPLITS, JOINED))}, got {split!r}.")
     check_count("image_size", image_size, 0, 4096)

@@ -1,5 +1,7 @@
 """What every split of a data set is asked for, in memory or streamed from the disk."""
 
+from covkeras.runtime.validation import check_count
+
 
 class Split:
     """One split of a data set.
@@ -13,7 +15,7 @@ class Split:
 
     def steps_per_epoch(self, batch_size: int) -> int:
         """Returns the full batches of an epoch; the remainder is left out, other images in every epoch."""
-        if len(self) < batch_size:
+        if len(self) < check_count("batch_size", batch_size):
             raise ValueError(
                 f"batch_size must be at most {len(self)}, the images of {self.name}'s {self.split} split, got "
                 f"{batch_size}."

@@ -6,6 +6,7 @@ import numpy as np
 
 from covkeras.datasets.augmentation import all_sized, augment
 from covkeras.datasets.base import Split
+from covkeras.runtime.validation import check_count
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +37,7 @@ class ImageData(Split):
 
     def head(self, count: int) -> "ImageData":
         """Returns the first `count` images."""
+        check_count("count", count, 0)
         return dataclasses.replace(self, images=self.images[:count], labels=self.labels[:count])
 
     def with_channels(self, channels: int | None) -> "ImageData":
@@ -62,6 +64,7 @@ class ImageData(Split):
                 f"augmentation must be none, crop or crop_flip for {self.name}, which is held in memory, got "
                 f"{augmentation!r}."
             )
+        weights = None if weights is None else _checked_weights(weights, len(self))
         steps, share = self.steps_per_epoch(batch_size), batch_size // part[1]
         own = slice(part[0] * share, (part[0] + 1) * share)
         images, labels = tf.constant(self.images), tf.constant(self.labels)
@@ -87,12 +90,22 @@ class ImageData(Split):
         return stream.map(gather, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(tf.data.AUTOTUNE)
 
 
+def _checked_weights(weights, count: int) -> np.ndarray:
+    weights = np.asarray(weights, np.float64)
+    if weights.shape != (count,) or not np.isfinite(weights).all() or (weights < 0).any() or not weights.any():
+        raise ValueError(
+            f"weights must be {count} numbers >= 0, one for each image, not all of them 0, got shape {weights.shape}"
+            f"{f' from {weights.min():g} to {weights.max():g}' if weights.size else ''}."
+        )
+    return weights
+
+
 def _systematic(weights, start):
     """As many indices as there are weights, each in proportion to its own, rounded up or down; start: uniform in
     [0, 1)."""
     import tensorflow as tf
 
-    total = np.cumsum(np.asarray(weights, np.float64))
+    total = np.cumsum(weights)
     places = (np.arange(len(total)) + start) * (total[-1] / len(total))
     # Rounding must not lead beyond the last image that has a weight.
     return tf.minimum(tf.searchsorted(total, places, side="right"), int(np.flatnonzero(weights)[-1]))

@@ -8,6 +8,7 @@ import numpy as np
 from covkeras.datasets.augmentation import centre_crop, resized_crop
 from covkeras.datasets.base import Split
 from covkeras.datasets.memory import ImageData
+from covkeras.runtime.validation import check_count
 
 _SHUFFLE_BUFFER = 16_384
 
@@ -38,6 +39,7 @@ class ImageStream(Split):
         """Reads the first `count` images, centre crops, into memory; at 224 x 224 each takes 150 kB."""
         import tensorflow as tf
 
+        check_count("count", count, 0)
         images, labels = [], []
         for image, label in self._decoded(self._records()).take(count):
             square = centre_crop(image, self.image_size)
@@ -47,7 +49,7 @@ class ImageStream(Split):
 
     def limited(self, count: int) -> "ImageStream":
         """Returns the first `count` images of the split, all of them for 0."""
-        count = min(count, self.count)
+        count = min(check_count("count", count, 0), self.count)
         return dataclasses.replace(self, count=count, records=f"{self._source}[:{count}]") if count else self
 
     @property

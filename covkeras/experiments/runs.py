@@ -94,11 +94,11 @@ class RunFolder:
         return self.recipe() if self.recipe_file.exists() else None
 
     def history(self) -> list[dict[str, str]]:
-        """Returns the rows of history.csv, one per epoch."""
+        """Returns the rows of history.csv, one per epoch; a row that a full disk cut off is none."""
         if not self.history_file.exists():
             return []
         with self.history_file.open(newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file))
+            return [row for row in csv.DictReader(file) if None not in row.values()]
 
     def keep_history(self, epochs: int) -> None:
         """Drops the rows from epoch `epochs` on: a resumed run writes them again."""

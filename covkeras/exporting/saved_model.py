@@ -8,7 +8,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,13 @@ from covkeras.runtime.adapting import foreign_layers
 from covkeras.runtime.classifiers import check_weights
 from covkeras.runtime.devices import is_watched
 from covkeras.runtime.probing import probe_images
-from covkeras.runtime.validation import check_alpha, check_count, check_enough, check_enough_to_predict
+from covkeras.runtime.validation import (
+    check_alpha,
+    check_count,
+    check_enough,
+    check_enough_to_predict,
+    check_switch,
+)
 
 METADATA = "metadata.json"
 _LIBRARIES = ("tensorflow", "keras", "numpy", "covkeras")
@@ -47,6 +53,7 @@ class Defaults:
 
     def __post_init__(self):
         check_alpha(self.alpha)
+        check_switch("resize", self.resize)
         check_count("max_samples", self.max_samples, 64, MAX_TRIALS)
         for name in ("n0", "n", "n_predict"):
             check_count(name, getattr(self, name), 1, self.max_samples)
@@ -88,14 +95,17 @@ def export(
         FileExistsError: the folder exists.
     """
     folder, all_sigmas = Path(folder), _checked_sigmas(smoothed)
+    if not isinstance(defaults, Defaults):
+        raise TypeError(f"defaults must be a Defaults, such as Defaults(n=10_000), got {defaults!r}.")
     smoothed = all_sigmas[0]
     names = _checked_names(class_names, smoothed.num_classes)
-    if not (folder.name.isascii() and folder.name.isdigit()):
+    if not (folder.name.isascii() and folder.name.isdigit() and int(folder.name) < 2**63):
         raise ValueError(f"folder must end in a version, a whole number such as exports/digits/1, got {folder}.")
     if folder.exists():
         raise FileExistsError(f"{folder} exists: a version is never changed. Export the next number.")
-    if key is not None and not (len(key) == 2 and all(0 <= int(k) < 2**63 for k in key)):
-        raise ValueError(f"key must be two whole numbers in [0, 2^63), got {key!r}.")
+    if key is not None:
+        key = _checked_key(key)
+    metadata = _checked_metadata(metadata or {})
     if is_watched():
         raise ValueError(
             "export must not run where tf.debugging watches, whose operations would go to the server. Call "
@@ -116,7 +126,7 @@ def export(
         # What the models of several sigmas share is there once.
         module.held = list({id(v): v for one in all_sigmas for v in _variables_of(one.classifier)}.values())
         tf.saved_model.save(module, str(aside), signatures=signatures)
-        metadata = {**(metadata or {}), **({"sigmas": [s.sigma for s in all_sigmas]} if len(all_sigmas) > 1 else {})}
+        metadata = {**metadata, **({"sigmas": [s.sigma for s in all_sigmas]} if len(all_sigmas) > 1 else {})}
         _write_extra(aside, smoothed, names, defaults, metadata, signatures)
         os.rename(aside, folder)
     finally:
@@ -131,9 +141,12 @@ def _variables_of(classifier) -> list:
 
 def _checked_sigmas(smoothed) -> list[SmoothedClassifier]:
     """The smoothed classifiers to serve together, one or more."""
-    found = [smoothed] if isinstance(smoothed, SmoothedClassifier) else list(smoothed)
-    if not found or not all(isinstance(one, SmoothedClassifier) for one in found):
-        raise TypeError(f"smoothed must be a SmoothedClassifier, or a list of them, got {smoothed!r}.")
+    found = [smoothed] if isinstance(smoothed, SmoothedClassifier) else smoothed
+    if not isinstance(found, Sequence) or not found or not all(isinstance(one, SmoothedClassifier) for one in found):
+        raise TypeError(
+            "smoothed must be a SmoothedClassifier, such as SmoothedClassifier(classifier, sigma=0.25), or a list of "
+            f"them, got {smoothed!r}."
+        )
     kinds = {(one.image_shape, one.num_classes, one.noise.name) for one in found}
     sigmas = [one.sigma for one in found]
     if len(kinds) > 1:
@@ -141,6 +154,21 @@ def _checked_sigmas(smoothed) -> list[SmoothedClassifier]:
     if any(b - a <= 1e-4 * b for a, b in itertools.pairwise(sorted(sigmas))):
         raise ValueError(f"smoothed must have different sigmas, by which requests choose, got {sigmas}.")
     return found
+
+
+def _checked_key(key) -> tuple[int, int]:
+    whole = isinstance(key, Sequence) and len(key) == 2 and all(isinstance(k, (int, np.integer)) for k in key)
+    if not whole or not all(0 <= k < 2**63 for k in key):
+        raise ValueError("key must be two whole numbers in [0, 2^63), got others.")
+    return int(key[0]), int(key[1])
+
+
+def _checked_metadata(metadata) -> dict:
+    """As JSON has it, NumPy's numbers and arrays as numbers and lists."""
+    try:
+        return json.loads(json.dumps(dict(metadata), default=lambda value: np.asarray(value).tolist()))
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"metadata must be a dictionary of what JSON can hold ({error}), got {metadata!r}.") from None
 
 
 def _check_answers(classifier, logits) -> None:
@@ -158,6 +186,8 @@ def _check_answers(classifier, logits) -> None:
 def _checked_names(class_names, classes: int) -> list[str]:
     if isinstance(class_names, str):
         raise ValueError(f"class_names must be a list, one name for each class, got the text {class_names!r}.")
+    if class_names is not None and not isinstance(class_names, Iterable):
+        raise ValueError(f"class_names must be a list, one name for each class, got {class_names!r}.")
     names = [str(i) for i in range(classes)] if class_names is None else [str(n) for n in class_names]
     if len(names) != classes:
         raise ValueError(f"class_names must be {classes}, one for each class, got {len(names)}.")

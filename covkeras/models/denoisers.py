@@ -8,7 +8,7 @@ import keras
 from keras import layers, ops
 
 from covkeras.runtime.classifiers import image_input
-from covkeras.runtime.validation import check_count, check_sigma
+from covkeras.runtime.validation import check_count, check_sigma, check_switch
 
 
 def dncnn(
@@ -29,6 +29,8 @@ def dncnn(
         As `unet`.
     """
     check_count("depth", depth, 3)
+    check_count("width", width)
+    check_switch("conditioned", conditioned)
     given, images, x = _inputs(input_shape, conditioned)
     x = layers.Conv2D(width, 3, padding="same", activation="relu", kernel_initializer="he_normal", name="conv1")(x)
     for i in range(2, depth):
@@ -65,6 +67,7 @@ def unet(
     patch = check_count("patch", patch or (1 if min(input_shape[:2]) < 16 else 2))
     for width in widths:
         check_count("widths", width)
+    check_switch("conditioned", conditioned)
     given, images, x = _inputs(input_shape, conditioned)
     kind = {"padding": "same", "kernel_initializer": "he_normal"}
     x = layers.Conv2D(widths[0], max(patch, 3), patch, name="stem", **kind)(x)

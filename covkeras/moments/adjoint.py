@@ -16,8 +16,8 @@ from keras import ops
 from covkeras.moments.dispatch import Context
 from covkeras.moments.gaussian import Gaussian, blocks, margin, standard_deviation, wide
 from covkeras.moments.gradients import gradients_of
-from covkeras.moments.network import MomentNetwork
-from covkeras.runtime.validation import check_count, check_floats
+from covkeras.moments.network import MomentNetwork, check_network
+from covkeras.runtime.validation import check_count, check_given, check_switch
 
 
 class AdjointMargin(NamedTuple):
@@ -64,8 +64,10 @@ def adjoint_margin(
         ValueError: `gates` are not as many as the network has rectifiers. NotImplementedError: a layer with a rule of
             the user's that is neither linear nor element-wise.
     """
+    check_network(network)
+    check_switch("kappa", kappa)
     network.check_estimable()
-    check_floats(images)
+    images = check_given(images, network.image_shape)
     gate = _gate(network, gates)
     images = ops.convert_to_tensor(images, _image_dtype(network))
     # Zeros added to every rectifier's output: their gradient is dm/da, on any backend.
@@ -111,10 +113,11 @@ def _gate(network, gates) -> Callable:
         return lambda position, gaussian: standard_deviation(gaussian.cov, blocks(gaussian))
     if callable(gates):
         return gates
-    if len(gates) != len(network.gate_shapes):
+    given = len(gates) if hasattr(gates, "__len__") else repr(gates)
+    if given != len(network.gate_shapes):
         raise ValueError(
             f"gates must hold one array for each of the network's {len(network.gate_shapes)} rectifiers, got "
-            f"{len(gates)}. Make them with calibrate_gates(network, images)."
+            f"{given}. Make them with calibrate_gates(network, images)."
         )
     return lambda position, gaussian: ops.convert_to_tensor(gates[position])
 
@@ -177,8 +180,11 @@ def calibrate_gates(network: MomentNetwork, images, copies: int = 4, seed: int =
     Returns:
         A list, per rectifier in the network's order, of (channels,) arrays: `gates` of `adjoint_margin`.
     """
+    check_network(network)
     check_count("copies", copies)
-    check_floats(images)
+    images = check_given(images, network.image_shape)
+    if images.shape[0] == 0:
+        raise ValueError("images must be a few dozen, got none.")
     images = ops.convert_to_tensor(images, _image_dtype(network))
     noise = keras.random.normal((copies, *ops.shape(images)), seed=seed)
     noisy = ops.reshape(images + network.sigma * ops.cast(noise, images.dtype), (-1, *images.shape[1:]))

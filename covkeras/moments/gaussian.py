@@ -10,7 +10,7 @@ from typing import NamedTuple
 import keras
 from keras import ops
 
-from covkeras.runtime.validation import check_sigma
+from covkeras.runtime.validation import check_given_labels, check_sigma
 
 
 class Gaussian(NamedTuple):
@@ -134,6 +134,7 @@ def margin(logits: Gaussian, labels=None, bound: bool = False):
     mean = wide(logits.mean)
     cov = ops.cast(logits.cov, mean.dtype)
     classes = mean.shape[-1]
+    check_given_labels(labels, classes, mean.shape[0])
     top = ops.argmax(mean, axis=-1) if labels is None else labels
     top = ops.cast(top, "int32")
     chosen = ops.one_hot(top, classes, dtype=mean.dtype)

@@ -11,7 +11,7 @@ from covkeras.moments.gaussian import Gaussian, wide
 from covkeras.moments.graph import called_with, nodes_of, walk
 from covkeras.moments.layers import GaussianInput, Moments, PlainErrors
 from covkeras.runtime.classifiers import check_classifier, check_fixed_size, with_a_graph
-from covkeras.runtime.validation import check_choice, check_floats, check_r_max, check_shape, check_sigma
+from covkeras.runtime.validation import check_choice, check_given, check_r_max, check_sigma
 
 RECTIFIERS = ("unchanged", "bivariate")
 
@@ -101,6 +101,9 @@ class MomentNetwork(PlainErrors, keras.Model):
         """(height, width, channels) of the classifier's images."""
         return tuple(self.classifier.inputs[0].shape[1:])
 
+    def __call__(self, images, *args, **kwargs):
+        return super().__call__(check_given(images, self.image_shape), *args, **kwargs)
+
     def call(self, images, training: bool = False, context: Context | None = None) -> Gaussian:
         """Propagates N(images, sigma^2 I) to the logits.
 
@@ -112,8 +115,6 @@ class MomentNetwork(PlainErrors, keras.Model):
         Returns:
             Gaussian: mean (batch, classes), cov (classes, classes), both float32.
         """
-        check_floats(images)
-        check_shape(images.shape, self.image_shape)
         self._check_forward(context)
         return self.propagate(Gaussian(*self.gaussian_input(images)), context or Context(training=bool(training)))
 
@@ -215,6 +216,15 @@ class MomentNetwork(PlainErrors, keras.Model):
 
         self.propagate(Gaussian(*self.gaussian_input(images)), Context(rectify=rectify, unknown=unknown))
         return tuple(shapes)
+
+
+def check_network(network) -> None:
+    """Refuses another thing than a MomentNetwork, such as the classifier itself."""
+    if not isinstance(network, MomentNetwork):
+        raise TypeError(
+            f"network must be a MomentNetwork, such as MomentNetwork(classifier, sigma=0.25), got "
+            f"{type(network).__name__}."
+        )
 
 
 def _examine(model) -> None:

@@ -10,7 +10,7 @@ from keras import ops
 
 from covkeras.runtime.files import is_keras_file
 from covkeras.runtime.loading import load_keras, remedy_for
-from covkeras.runtime.validation import check_choice
+from covkeras.runtime.validation import check_choice, check_count, check_switch
 
 _AFTER = ("logits", "softmax", "sigmoid")
 # log p of a probability that was rounded to nothing: below every other float32.
@@ -108,7 +108,10 @@ def adapt(
             (batch, classes); a range that is none.
     """
     check_choice("ends_in", ends_in, _AFTER)
+    check_switch("channels_first", channels_first)
     low, high = _range(input_range)
+    image_size = None if image_size is None else _sizes("image_size", image_size, "(height, width)")
+    input_shape = None if input_shape is None else _sizes("input_shape", input_shape, "(height, width, channels)")
     layer, shape = _layer_of(classifier, input_shape, signature)
     own = (*shape[1:], shape[0]) if channels_first else shape
     if len(own) != 3 or None in own:
@@ -118,7 +121,7 @@ def adapt(
         )
     images = keras.Input((*image_size, own[-1]) if image_size else own, name="images")
     x = images
-    if image_size and tuple(image_size) != own[:2]:
+    if image_size and image_size != own[:2]:
         x = keras.layers.Resizing(*own[:2], data_format="channels_last", name="resize")(x)
     if (low, high) != (0.0, 1.0):
         x = keras.layers.Rescaling(high - low, offset=low, name="stretch")(x)
@@ -143,6 +146,17 @@ def adapt(
     return keras.Model(images, y, name="adapted")
 
 
+def _sizes(name: str, given, expected: str) -> tuple[int, ...]:
+    """A shape as whole numbers, as many as are expected."""
+    try:
+        sizes = tuple(given)
+    except TypeError:
+        sizes = ()
+    if len(sizes) != expected.count(",") + 1:
+        raise ValueError(f"{name} must be {expected}, got {given!r}.")
+    return tuple(check_count(f"each of {name}", size) for size in sizes)
+
+
 def _range(input_range) -> tuple[float, float]:
     try:
         low, high = (float(v) for v in input_range)
@@ -155,8 +169,11 @@ def _range(input_range) -> tuple[float, float]:
 
 def _standardised(mean, std, channels: int) -> tuple[list, list]:
     """The factors and offsets of (x - mean) / std."""
-    mean = np.zeros(channels) if mean is None else np.asarray(mean, np.float64)
-    std = np.ones(channels) if std is None else np.asarray(std, np.float64)
+    mean, std = np.zeros(channels) if mean is None else mean, np.ones(channels) if std is None else std
+    for name, given in (("mean", mean), ("std", std)):
+        if np.asarray(given).dtype.kind not in "iuf":
+            raise ValueError(f"{name} must be {channels} finite numbers, one for each channel, got {given!r}.")
+    mean, std = np.asarray(mean, np.float64), np.asarray(std, np.float64)
     for name, values in (("mean", mean), ("std", std)):
         if values.shape not in ((), (channels,)) or not np.isfinite(values).all():
             raise ValueError(f"{name} must be {channels} finite numbers, one for each channel, got {values.tolist()}.")
@@ -172,6 +189,8 @@ def _layer_of(classifier, input_shape, signature: str | None):
 
     if isinstance(classifier, (str, os.PathLike)):
         classifier = _loaded(os.fspath(os.path.expanduser(classifier)))
+    if signature is not None and not hasattr(classifier, "signatures"):
+        raise ValueError(f"signature is for a SavedModel, got {signature!r} for {type(classifier).__name__}.")
     if isinstance(classifier, keras.layers.Layer):
         known = with_a_graph(classifier) if isinstance(classifier, keras.Model) else classifier
         if getattr(known, "inputs", None):
@@ -182,6 +201,8 @@ def _layer_of(classifier, input_shape, signature: str | None):
         return known, _needed(input_shape, known)
     if hasattr(classifier, "signatures") and not (callable(classifier) and input_shape and signature is None):
         return _signature_of(classifier, signature)
+    if isinstance(classifier, type):
+        raise ValueError(f"classifier must be a model, got the class {classifier.__name__!r}: make one.")
     if not callable(classifier):
         raise ValueError(
             f"classifier must be a Keras model, a SavedModel or a callable of images, got {type(classifier).__name__}."

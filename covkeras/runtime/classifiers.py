@@ -17,8 +17,8 @@ def image_input(input_shape):
             f"{keras.config.image_data_format()!r}. Call keras.config.set_image_data_format('channels_last') first; a "
             "model of your own that takes the channels first: covkeras.adapt(model, channels_first=True)."
         )
-    if len(input_shape) != 3:
-        raise ValueError(f"input_shape must be (height, width, channels), got {tuple(input_shape)}.")
+    if not hasattr(input_shape, "__len__") or len(input_shape) != 3:
+        raise ValueError(f"input_shape must be (height, width, channels), got {input_shape!r}.")
     for name, value in zip(("height", "width", "channels"), input_shape, strict=True):
         check_count(f"input_shape's {name}", value)
     return keras.Input(tuple(input_shape), name="images")
@@ -49,6 +49,8 @@ def check_classifier(classifier) -> None:
             instead of logits; weights that are NaN; TensorFlow can't tell what the weights are.
     """
     _check_eager()
+    if isinstance(classifier, type):
+        raise ValueError(f"classifier must be a built Keras model, got the class {classifier.__name__!r}: make one.")
     inputs, outputs = getattr(classifier, "inputs", None), getattr(classifier, "outputs", None)
     if not inputs or not outputs:
         raise ValueError(

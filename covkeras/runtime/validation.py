@@ -97,6 +97,13 @@ def check_count(name: str, value, low: int = 1, high: int = LARGEST) -> int:
     return int(value)
 
 
+def check_switch(name: str, value) -> bool:
+    """Refuses what is neither True nor False: any text would be taken for true, "no" as well."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise ValueError(f"{name} must be True or False, got {value!r}.")
+    return bool(value)
+
+
 def check_choice(name: str, value, choices) -> str:
     """Refuses anything that is not one of `choices`, which are listed."""
     if value not in tuple(choices):
@@ -137,6 +144,17 @@ def check_images(images, shape: tuple[int | None, ...]) -> np.ndarray:
     return images.astype(np.float32, copy=False)
 
 
+def check_given(images, shape: tuple[int | None, ...]):
+    """Returns images as they were given, an array or a tensor: an array's values are looked at as by `check_images`, a
+    tensor's, which may be a graph's, are not."""
+    if hasattr(images, "shape") and not isinstance(images, np.ndarray):
+        check_floats(images)
+        check_shape(images.shape, shape)
+        return images
+    check_images(images, shape)
+    return np.asarray(images)
+
+
 def _as_array(images) -> np.ndarray:
     try:
         return np.asarray(images)
@@ -169,7 +187,10 @@ def check_floats(images) -> None:
 
 def check_radii(radii) -> np.ndarray:
     """Returns radii as float64 (radii,). Raises ValueError: no sequence of them, negative, NaN."""
-    found = np.asarray(radii, np.float64)
+    try:
+        found = np.asarray(radii, np.float64)
+    except (TypeError, ValueError):
+        found = np.zeros(())
     if found.ndim != 1 or not (found >= 0).all():
         raise ValueError(f"radii must be a list of numbers >= 0, such as [0.0, 0.25, 0.5], got {radii!r}.")
     return found
@@ -202,6 +223,12 @@ def check_labels(labels, classes: int, batch: int | None = None) -> np.ndarray:
             f"{labels.max()}. Give the classifier as many outputs as there are classes."
         )
     return labels.astype(np.int64, copy=False)
+
+
+def check_given_labels(labels, classes: int, batch: int | None) -> None:
+    """`check_labels` of labels that are no tensor, which may be a graph's; None is none."""
+    if labels is not None and (isinstance(labels, np.ndarray) or not hasattr(labels, "shape")):
+        check_labels(labels, classes, batch)
 
 
 def __getattr__(name: str):
