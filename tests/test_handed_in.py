@@ -11,6 +11,7 @@ import pytest
 import tensorflow as tf
 
 import covkeras as ck
+from covkeras import certification, diagnostics
 from covkeras.certification import records
 from covkeras.certification.certificates import Certificates
 from covkeras.certification.statements import certified_accuracy_lower
@@ -171,6 +172,7 @@ def _network(classifier):
     return ck.MomentNetwork(classifier, 0.25)
 
 
+NONE = Certificates.concatenate([])
 # What would be taken for something else, or end in an error of another library's: the call, and what it says.
 ODD = {
     "shared_noise must be True or False, got 'no'": lambda c, x: ck.SmoothedClassifier(c, 0.25, shared_noise="no"),
@@ -195,8 +197,8 @@ ODD = {
     "gates must hold one array": lambda c, x: ck.adjoint_margin(_network(c), x, gates=3),
     r"labels must lie in \[0, 3\)": lambda c, x: ck.adjoint_margin(_network(c), x, labels=[0, 1, 3]),
     r"labels must have shape \(3,\)": lambda c, x: ck.propagated_radius(_network(c)(x), 0.25, labels=[0, 1]),
-    "images must lie in": lambda c, x: _network(c)(255 * x),
-    r"in \[0, 1\], got values": lambda c, x: ck.adjoint_margin(_network(c), 255 * x),
+    "divide 8-bit images by 255": lambda c, x: _network(c)(255 * x),
+    "whole numbers to 25": lambda c, x: ck.adjoint_margin(_network(c), 255 * x),
     "images must be finite": lambda c, x: ck.calibrate_gates(_network(c), np.nan * x),
     "images must be a few dozen": lambda c, x: ck.calibrate_gates(_network(c), x[:0]),
     "images must be an array": lambda c, x: _network(c)(None),
@@ -206,7 +208,23 @@ ODD = {
     "batch_size must be a whole number": lambda c, x: ck.datasets.load("digits").batches(0),
     "weights must be 360 numbers": lambda c, x: ck.datasets.load("digits", "test").batches(8, weights=-np.ones(360)),
     "certificates must be Certificates": lambda c, x: ck.average_certified_radius([1, 2], [1, 2]),
-    "radii must be a list": lambda c, x: ck.certified_accuracy(Certificates.concatenate([]), [], ["a"]),
+    "radii must be a list of numbers, such as": lambda c, x: ck.SmoothedClassifier(c, 0.25).certify_grid(x, 0.25),
+    r"p_lower must lie in \[0, 1\], got 1.1": lambda c, x: certification.certified_radius(1.1, 0.25),
+    "sigma must be a number in": lambda c, x: certification.certified_radius(0.9, -1),
+    "successes must be whole numbers, got 5.5": lambda c, x: certification.clopper_pearson_lower(5.5, 10, 0.001),
+    "successes must be whole numbers, got nan": lambda c, x: certification.clopper_pearson_lower(np.nan, 10, 0.001),
+    "trials must be whole": lambda c, x: certification.clopper_pearson_lower(5, "10", 0.001),
+    "alpha must lie in": lambda c, x: certification.clopper_pearson_lower(5, 10, "a"),
+    "radius must be a number": lambda c, x: certification.compare_certified(NONE, NONE, [], float("nan")),
+    "second must be Certificates": lambda c, x: certification.compare_certified(NONE, None, [], 0.1),
+    "weight must be a number": lambda c, x: certification.informed_bet(0.5, 0.25, -1),
+    "sigma must be a number": lambda c, x: ck.models.at_sigma(c, "a"),
+    "widths must be the channels": lambda c, x: ck.models.unet((8, 8, 1), widths=8),
+    "layer must be a Keras layer": lambda c, x: ck.Moments(keras.layers.Dense),
+    r"pair must be \(mean, covariance\)": lambda c, x: ck.Moments(c.layers[0])(x),
+    "images must be the 0 that were certified": lambda c, x: diagnostics.fidelity(_network(c), x, NONE, x),
+    "got None. It is a classifier trained with noise": lambda c, x: ck.objectives.CatRs(0.25, teacher=None),
+    "radii must be a list": lambda c, x: ck.certified_accuracy(NONE, [], ["a"]),
 }
 
 

@@ -10,6 +10,7 @@ import scipy.special
 import tensorflow as tf
 
 from covkeras.certification.special import SCIPY, Functions
+from covkeras.runtime.validation import check_sigma
 
 # TensorFlow's float64 betainc against exact binomial tails: off relatively by at most 6e-9 for n <= 10^6; beyond, where
 # its continued fraction runs out of iterations, by 2e-5 at 3 10^6 and 0.4 % at 10^7. A smaller alpha covers five times
@@ -44,6 +45,12 @@ def clopper_pearson_lower(successes, trials, alpha):
 
 
 def _check(successes, trials, alpha):
+    for name, given in (("successes", successes), ("trials", trials)):
+        numbers = np.asarray(given)
+        if numbers.dtype.kind not in "iuf" or not (numbers == np.rint(numbers)).all():
+            raise ValueError(f"{name} must be whole numbers, got {given!r}.")
+    if np.asarray(alpha).dtype.kind != "f":
+        raise ValueError(f"alpha must lie in (0, 1), got {alpha!r}; the field uses 0.001.")
     k, n, a = np.broadcast_arrays(np.asarray(successes), np.asarray(trials), np.asarray(alpha, np.float64))
     if (k < 0).any() or (k > n).any():
         raise ValueError(f"successes must lie in [0, trials], got {successes!r} of {trials!r}.")
@@ -80,11 +87,19 @@ def certified_radius(p_lower, sigma: float):
 
     p_lower: float64, any shape. Returns float64 in the units of sigma; a tensor.
     """
-    p = p_lower if tf.is_tensor(p_lower) else tf.constant(np.asarray(p_lower, np.float64))
+    p = p_lower if tf.is_tensor(p_lower) else tf.constant(_checked_probabilities(p_lower))
+    check_sigma(sigma)
     # ndtri is good to 9e-16: a few ulps less is not above the exact value. It is infinite at p = 1, which is no
     # lower bound's value at alpha > 0.
     radius = tf.constant(sigma, tf.float64) * tf.math.ndtri(tf.clip_by_value(p, 0.5, 1.0 - 1e-16)) * (1.0 - 4e-15)
     return tf.where(p > 0.5, tf.maximum(radius, 0.0), tf.zeros_like(radius))
+
+
+def _checked_probabilities(p_lower) -> np.ndarray:
+    p = np.asarray(p_lower)
+    if p.dtype.kind not in "iuf" or not ((p >= 0) & (p <= 1)).all():
+        raise ValueError(f"p_lower must lie in [0, 1], got {p_lower!r}.")
+    return p.astype(np.float64)
 
 
 def clopper_pearson_upper(successes, trials, alpha):

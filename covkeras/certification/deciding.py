@@ -6,7 +6,7 @@ The work is lazy; the arguments are checked at once. See `SmoothedClassifier.cer
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -41,6 +41,8 @@ def certify_grid_each(
     smoothed, images, radii, alpha=0.001, max_n=100_000, n0=0, seed=0, indices=None, give_up=0.01, index=0
 ) -> Iterator[tuple[int, Certificates]]:
     """Yields (position, Certificates of length 1) as the images' places among the radii are decided, in any order."""
+    if isinstance(radii, str) or not isinstance(radii, Iterable):
+        raise ValueError(f"radii must be a list of numbers, such as [0.0, 0.25, 0.5], got {radii!r}.")
     radii = [check_between("radii", radius, 0, math.inf, closed="left") for radius in radii]
     if not radii or any(b <= a for a, b in itertools.pairwise(radii)):
         raise ValueError(f"radii must be increasing, and at least one, got {radii}.")

@@ -83,8 +83,12 @@ def compare_certified(first: Certificates, second: Certificates, labels, radius:
     Raises:
         ValueError: lengths that differ; no images.
     """
+    for name, given in (("first", first), ("second", second)):
+        if not isinstance(given, Certificates):
+            raise TypeError(f"{name} must be Certificates, got {type(given).__name__}.")
     if len(first) != len(second):
         raise ValueError(f"second must have the first's {len(first)} images, got {len(second)}.")
+    check_between("radius", radius, 0, math.inf, closed="left")
     here, there = (counted_at(c, labels, radius) for c in (first, second))
     b, c, images = int((here & ~there).sum()), int((there & ~here).sum()), len(first)
     p_value = float(scipy.stats.binomtest(b, b + c, 0.5).pvalue) if b + c else 1.0

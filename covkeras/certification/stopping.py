@@ -15,6 +15,7 @@ from covkeras.certification.sequential import (
     hits_to_decide,
 )
 from covkeras.certification.voting import BLOCK
+from covkeras.runtime.validation import check_between, check_sigma
 
 
 def levels(alpha: float, twice: bool) -> np.ndarray:
@@ -206,5 +207,8 @@ def informed_bet(radius: float, sigma: float, weight: float) -> tuple[float, flo
 
     radius: a guess fixed before any sample is seen, such as the propagated radius, in the units of sigma.
     """
+    check_between("radius", radius, -math.inf, math.inf)
+    check_between("weight", weight, 0, math.inf)
+    check_sigma(sigma)
     p = float(np.clip(scipy.special.ndtr(radius / sigma), 1e-3, 1 - 1e-3))
     return max(weight * p, 1e-3), max(weight * (1 - p), 1e-3)

@@ -46,7 +46,8 @@ def load(
     """
     if not isinstance(name, (str, os.PathLike)):
         raise TypeError(f"name must be that of a data set, or a path, got {name!r}.")
-    name = os.fspath(name)
+    # A Path is one, whatever data set has that name.
+    name = name if isinstance(name, str) else os.path.join(os.curdir, name)
     if split not in (*SPLITS, JOINED):
         raise ValueError(f"split must be one of {', '.join((*SPLITS, JOINED))}, got {split!r}.")
     check_count("image_size", image_size, 0, 4096)

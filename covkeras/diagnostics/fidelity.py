@@ -54,6 +54,8 @@ def fidelity(network: MomentNetwork, images, certificates, calibration_images, b
         The paper's estimate, the same moments over all classes instead of the top two, the adjoint with propagated
         gates, the adjoint with calibrated gates.
     """
+    if len(images) != len(certificates):
+        raise ValueError(f"images must be the {len(certificates)} that were certified, got {len(images)}.")
     gates = calibrate_gates(network, calibration_images)
     largest = certificates.radius == certificates.radius.max(initial=0.0)
     capped = largest & (largest.sum() > 1)

@@ -65,6 +65,8 @@ def unet(
         images (batch, height, width, channels), float32.
     """
     patch = check_count("patch", patch or (1 if min(input_shape[:2]) < 16 else 2))
+    if not isinstance(widths, (tuple, list)) or not widths:
+        raise ValueError(f"widths must be the channels at each size, such as (32, 64, 128), got {widths!r}.")
     for width in widths:
         check_count("widths", width)
     check_switch("conditioned", conditioned)
@@ -139,6 +141,7 @@ def with_level(images, level):
 def at_sigma(model: keras.Model, sigma: float) -> keras.Model:
     """Returns a classifier as it is used at another sigma: with a denoiser that is told that level, over the same
     weights; without one that is told any, as it is."""
+    check_sigma(sigma)
     try:
         denoiser, classifier = parts_of(model)
     except ValueError:

@@ -71,6 +71,8 @@ class Moments(PlainErrors, keras.layers.Layer):
     def __init__(self, layer, r_max: float = 0.1, unknown: str = "refuse", **kwargs):
         # autocast=False: mixed precision would cast the covariance; the rules cast the mean themselves.
         super().__init__(**{"dtype": "float32", "autocast": False, **kwargs})
+        if not isinstance(layer, keras.layers.Layer):
+            raise TypeError(f"layer must be a Keras layer, such as keras.layers.Dense(10), got {layer!r}.")
         if unknown == "refuse":
             propagate.rule_for(layer)
         self.layer, self.unknown = layer, unknown
@@ -82,6 +84,11 @@ class Moments(PlainErrors, keras.layers.Layer):
             self.layer.build([p[0] for p in pair_shape] if several else pair_shape[0])
 
     def call(self, pair, training: bool = False, context: Context | None = None):
+        if not isinstance(pair, (tuple, list)):
+            raise TypeError(
+                f"pair must be (mean, covariance), or a list of them where a layer takes several, got "
+                f"{type(pair).__name__!r}. An image's noise: covkeras.GaussianInput(sigma)(images)."
+            )
         several = isinstance(pair[0], (tuple, list))
         gaussian = [Gaussian(*p) for p in pair] if several else Gaussian(*pair)
         context = context or Context(training=bool(training))

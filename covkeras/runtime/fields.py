@@ -81,7 +81,8 @@ def fields_of(kind) -> dict[str, Field]:
 def check(field: Field, value):
     """Returns the value, of the field's type and in its range. Raises ValueError naming the field, what came, why."""
     if checked := field.metadata.get("check"):
-        return checked(field.name, value, f"It is the {field.metadata['help'].removeprefix('the ')}.")
+        what = field.metadata["help"]
+        return checked(field.name, value, f"It is {what if what.startswith(('the ', 'a ', 'an ')) else f'the {what}'}.")
     # A field that a dataclass declares with its default alone: its type is all there is to hold.
     kind, what = type(field.default), {str: "text", bool: "true or false", float: "a number", int: "a whole number"}
     if kind is float and isinstance(value, int) and not isinstance(value, bool):

@@ -128,6 +128,16 @@ def check_images(images, shape: tuple[int | None, ...]) -> np.ndarray:
     Raises:
         TypeError: integer images. ValueError: wrong rank or shape, NaN, values outside [0, 1].
     """
+    images = _check_array(images, shape)
+    if images.size and (images.min() < 0 or images.max() > 1):
+        raise ValueError(
+            f"images must lie in [0, 1], got values from {images.min():g} to {images.max():g}. Scale them; {INSIDE}"
+        )
+    return images.astype(np.float32, copy=False)
+
+
+def _check_array(images, shape) -> np.ndarray:
+    """Refuses what are no finite floats of that shape; returns them as an array."""
     given, images = images, _as_array(images)
     expected = f"(batch, {', '.join('any' if s is None else str(s) for s in shape)})"
     if images.dtype.kind not in "biuf":
@@ -137,22 +147,27 @@ def check_images(images, shape: tuple[int | None, ...]) -> np.ndarray:
     check_shape(images.shape, shape, expected)
     if not np.isfinite(images).all():
         raise ValueError("images must be finite, got NaN or infinity. Find the damaged records, or drop them.")
-    if images.size and (images.min() < 0 or images.max() > 1):
-        raise ValueError(
-            f"images must lie in [0, 1], got values from {images.min():g} to {images.max():g}. Scale them; {INSIDE}"
-        )
-    return images.astype(np.float32, copy=False)
+    return images
 
 
 def check_given(images, shape: tuple[int | None, ...]):
-    """Returns images as they were given, an array or a tensor: an array's values are looked at as by `check_images`, a
-    tensor's, which may be a graph's, are not."""
-    if hasattr(images, "shape") and not isinstance(images, np.ndarray):
-        check_floats(images)
-        check_shape(images.shape, shape)
+    """Returns the images of an estimate as they were given, an array or a tensor. An array's values are looked at: they
+    need not lie in [0, 1], for moments are known of any mean; whole numbers up to 255 are 8-bit images.
+
+    Raises:
+        TypeError, ValueError: as `check_images`, but for its range.
+    """
+    if not hasattr(images, "shape") or isinstance(images, np.ndarray):
+        images = _check_array(images, shape)
+        if images.size and images.min() >= 0 and images.max() > 1 and np.abs(images - np.rint(images)).max() < 1e-3:
+            raise ValueError(
+                f"images must lie in [0, 1], got whole numbers to {images.max():g}: divide 8-bit images by 255, for "
+                f"{INSIDE}"
+            )
         return images
-    check_images(images, shape)
-    return np.asarray(images)
+    check_floats(images)
+    check_shape(images.shape, shape)
+    return images
 
 
 def _as_array(images) -> np.ndarray:
