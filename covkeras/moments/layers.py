@@ -71,7 +71,7 @@ class Moments(PlainErrors, keras.layers.Layer):
     def __init__(self, layer, r_max: float = 0.1, unknown: str = "refuse", **kwargs):
         # autocast=False: mixed precision would cast the covariance; the rules cast the mean themselves.
         super().__init__(**{"dtype": "float32", "autocast": False, **kwargs})
-        if not isinstance(layer, keras.layers.Layer):
+        if isinstance(layer, type) or not hasattr(layer, "name"):
             raise TypeError(f"layer must be a Keras layer, such as keras.layers.Dense(10), got {layer!r}.")
         if unknown == "refuse":
             propagate.rule_for(layer)
