@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 from conftest import DATA_DIR, call_program, grid_images
@@ -78,3 +79,18 @@ def test_certificates_of_mnist_hold_under_attack():
     inside, outside = attack_certificates(smoothed, images, certificates, (1.0, 4.0), n=300, steps=6, copies=8)
     assert inside.tried >= 200 and inside.changed.sum() <= 6
     assert outside.changed.mean() > 0.3
+
+
+@pytest.mark.parametrize("shape", [(16,), (8, 2)])
+def test_signals_are_attacked_as_images_are(shape, rng):
+    """The distance was taken over three axes."""
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input(shape), keras.layers.Flatten(), keras.layers.Dense(3)])
+    signals = (rng.integers(0, 256, (6, *shape)) / 255).astype("float32")
+    smoothed = SmoothedClassifier(model, 0.25)
+    certificates = smoothed.certify(signals, n=500)
+    (outcome,) = attack_certificates(smoothed, signals, certificates, (1.0,), n=100)
+    radii = certificates.radius[certificates.radius > 0]
+    assert outcome.tried == len(radii) > 0 and (outcome.distance <= radii + 1e-6).all()
+    (none,) = attack_certificates(smoothed, signals, certificates.take(np.zeros(0, int)), (1.0,), n=100)
+    assert none.tried == 0 and none.distance.shape == (0,)

@@ -131,6 +131,7 @@ def attack_certificates(
         )
         predicted = smoothed.predict(found, n=n, alpha=alpha, seed=seed, indices=certified).label
         changed = (predicted != labels) & (predicted != ABSTAIN)
-        distance = np.sqrt(((found.astype(np.float64) - images) ** 2).sum((1, 2, 3)))
+        away = (found.astype(np.float64) - images).reshape(len(found), math.prod(smoothed.image_shape))
+        distance = np.linalg.norm(away, axis=1)
         outcomes.append(AttackOutcome(factor, changed, predicted == ABSTAIN, distance))
     return outcomes
