@@ -122,7 +122,7 @@ def chosen(flags, count: int) -> np.ndarray:
     part, _, parts = flags.shard.partition("/")
     if not (part.isdigit() and parts.isdigit() and int(part) < int(parts)):
         raise ValueError(f"shard must be I/N with 0 <= I < N, such as 0/8, got {flags.shard!r}.")
-    end = count if flags.max is None else min(check_count("max", flags.max), count)
+    end = count if flags.max is None else min(flags.max, count)
     indices = np.arange(flags.start, end, flags.skip)[int(part) :: int(parts)]
     if not len(indices):
         raise ValueError(
@@ -148,6 +148,8 @@ def check(flags) -> None:
         )
     if flags.on == "here" and (flags.address or flags.actors):
         raise ValueError("give --address and --actors with --on ray.")
+    if flags.max is not None:
+        check_count("max", flags.max)
     check_count("actors", flags.actors, 0)
     check_count("block", flags.block)
     if flags.n0 is None:

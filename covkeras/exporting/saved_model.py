@@ -144,8 +144,8 @@ def _checked_sigmas(smoothed) -> list[SmoothedClassifier]:
     found = [smoothed] if isinstance(smoothed, SmoothedClassifier) else smoothed
     if not isinstance(found, Sequence) or not found or not all(isinstance(one, SmoothedClassifier) for one in found):
         raise TypeError(
-            "smoothed must be a SmoothedClassifier, such as SmoothedClassifier(classifier, sigma=0.25), or a list of "
-            f"them, got {smoothed!r}."
+            f"smoothed must be a SmoothedClassifier, or a list of them, got {smoothed!r}. Of a Keras model: "
+            "SmoothedClassifier(classifier, sigma=0.25)."
         )
     kinds = {(one.image_shape, one.num_classes, one.noise.name) for one in found}
     sigmas = [one.sigma for one in found]
