@@ -1,10 +1,11 @@
-"""Samples per second of certification, as a ratio to bare forward passes of the same batches with noise already drawn.
+"""Samples per second of certification, as a ratio to bare forward passes of the same batches with noise already
+drawn.
 
     python benchmarks/certification.py
     python benchmarks/certification.py --only "resnet" --rounds 15
 
-Both sides run in turn in one process; a figure is the median of the rates' ratio within a round. 1 means that drawing
-the noise, counting the votes and looping cost nothing. Measured on two cores with AVX-512, `--rounds 9`:
+Both sides run in turn in one process; a figure is the median of the rates' ratio within a round. 1 means that
+drawing the noise, counting the votes and looping cost nothing. Measured on two cores with AVX-512, `--rounds 9`:
 
     LeNet 28 x 28, float32               0.94 (0.93 to 0.94), shared noise 0.96
     LeNet 28 x 28, bfloat16, no AMX      0.90 (0.86 to 0.92), shared noise 0.98
@@ -15,18 +16,21 @@ With a loop over the images inside the one over their blocks, where no batch's n
 classified, the first figure was 0.87 (0.85 to 0.89) on that machine. At 8 x 8 an operation costs as much as what it
 does: with one image after the other instead of in groups the last was 0.79 (0.78 to 0.83); with the noise of one
 batch drawn at a time, 0.84 (0.83 to 0.85 in three runs, in turns with four of this); of eight at a time instead of
-four, 0.88. In a loop of its own over the four, instead of four times in the graph, the classifier waits for the draw
-again: 0.86. Nothing was gained by TF_NUM_INTEROP_THREADS of four or eight (0.91 to 0.95, by slower forward passes),
-by XLA for a single stream's bits, nor by a table of 16-bit numbers. On one core (taskset -c 0) it was 0.90 to 0.94
-before, where two gave 0.86: of 5.35 microseconds of a copy there the draw by itself takes 0.28, adding it and
-counting the vote 0.07. Batches of 256 bring 5 % more votes a second at 8 x 8, and lower the ratio; on the field's
-LeNet 512 is within a hundredth of the best in bfloat16, and within a tenth in float32 (128 on one core).
+four, 0.88. In a loop of its own over the four, instead of four times in the graph, the classifier waits for the
+draw again: 0.86. Nothing was gained by TF_NUM_INTEROP_THREADS of four or eight (0.91 to 0.95, by slower forward
+passes), by XLA for a single stream's bits, nor by a table of 16-bit numbers, nor by naming the classes of four
+batches' logits at once (0.89, 0.89 and 0.90 at 8 x 8, in turns with 0.91, 0.88 and 0.91 without). On one core
+(taskset -c 0) it was 0.90 to 0.94 before, where two gave 0.86: of 5.35 microseconds of a copy there the draw by
+itself takes 0.28, adding it and counting the vote 0.07. Batches of 256 bring 5 % more votes a second at 8 x 8, and
+lower the ratio; on the field's LeNet 512 is within a hundredth of the best in bfloat16, and within a tenth in
+float32 (128 on one core).
 
-"Blocks of 16" are a sequential test's batches, each slot another image's: 0.92 (8 x 8; 0.85 with one batch drawn at a
-time, in turns), 0.91 (LeNet), 0.86 (bfloat16, before the bits were compiled; since then 0.83, 0.77 to 0.89, on a busy
-day). With TensorFlow's own bits, two operations a slot, and four batches a call on 8 x 8 pixels it was 0.80 there;
-with a draw for each slot, traced as often, and one batch a call 0.55 and 0.81, and the first batch of 64 slots took
-2.7 seconds to trace, then 0.35 (0.6 on that busy day, compiled bits or not).
+"Blocks of 16" are a sequential test's batches, each slot another image's: 0.92 (8 x 8; 0.85 with one batch drawn at
+a time, in turns), 0.91 (LeNet), 0.86 (bfloat16, before the bits were compiled; since then 0.83, 0.77 to 0.89, on a
+busy day; 0.85 on a quiet one, with two to sixteen batches in a call 0.82 to 0.86). With TensorFlow's own bits, two
+operations a slot, and four batches a call on 8 x 8 pixels it was 0.80 there; with a draw for each slot, traced as
+often, and one batch a call 0.55 and 0.81, and the first batch of 64 slots took 2.7 seconds to trace, then 0.35 (0.6
+on that busy day, compiled bits or not).
 """
 
 import argparse
