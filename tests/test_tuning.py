@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from conftest import call_program
 
+from covkeras.commands import search as search_command
 from covkeras.experiments import fitting, jobs, recipes, tuning
 from covkeras.experiments.recipe import METHODS, Recipe, objective_kind
 from covkeras.experiments.runs import RunFolder
@@ -265,3 +266,19 @@ def test_bad_flags_are_refused_with_nothing_written(arguments, message, tmp_path
     done = call_program(PROGRAM, *FLAGS, *arguments, cwd=tmp_path)
     assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "names, message",
+    [
+        ({"ORACLE_IP": "127.0.0.1"}, "KERASTUNER_TUNER_ID and KERASTUNER_ORACLE_PORT must be set beside"),
+        ({"TUNER_ID": "chief"}, "KERASTUNER_ORACLE_IP and KERASTUNER_ORACLE_PORT must be set"),
+        ({"TUNER_ID": "worker0", "ORACLE_IP": "127.0.0.1", "ORACLE_PORT": "99999"}, "from 1 to 65535, got '99999'"),
+    ],
+)
+def test_half_of_a_search_in_parallel_is_refused(names, message, tmp_path, monkeypatch, capsys):
+    """The first ended in a KeyError, and a worker waited for a port that no machine has."""
+    for name, value in names.items():
+        monkeypatch.setenv(f"KERASTUNER_{name}", value)
+    assert search_command.main(["--smoke", "--trials", "1", "--out", str(tmp_path / "search")]) == 2
+    assert message in capsys.readouterr().err and not (tmp_path / "search").exists()

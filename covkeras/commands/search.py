@@ -72,6 +72,23 @@ def parse(arguments=None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+CLUSTER = ("KERASTUNER_TUNER_ID", "KERASTUNER_ORACLE_IP", "KERASTUNER_ORACLE_PORT")
+
+
+def is_worker() -> bool:
+    """Whether this process is a worker of a search in parallel, by the environment. Raises ValueError: a part of it."""
+    given = {name: os.environ[name] for name in CLUSTER if os.environ.get(name)}
+    if not given:
+        return False
+    if missing := [name for name in CLUSTER if name not in given]:
+        raise ValueError(f"{' and '.join(missing)} must be set beside {', '.join(given)}, or none of them.")
+    port = given["KERASTUNER_ORACLE_PORT"]
+    if not (port.isascii() and port.isdigit() and 0 < int(port) < 2**16):
+        raise ValueError(f"KERASTUNER_ORACLE_PORT must be a whole number from 1 to 65535, got {port!r}.")
+    # As keras-tuner tells them apart.
+    return "chief" not in given["KERASTUNER_TUNER_ID"]
+
+
 def show_progress(tuner, hypermodel) -> None:
     """Prints the trials' table after each of them, in the process that knows them all."""
     oracle, end = tuner.oracle, tuner.oracle.end_trial
@@ -95,7 +112,7 @@ def work(flags, stop) -> None:
     environment = cli.environment_from(flags, stop)
     fitting.check_devices(recipe, environment)
     hypermodel = tuning.CertifiedHyperModel(recipe, space, folder=folder, objective=objective, environment=environment)
-    worker = "KERASTUNER_ORACLE_IP" in os.environ and "chief" not in os.environ["KERASTUNER_TUNER_ID"]
+    worker = is_worker()
     check_count("seeds", flags.seeds, 0, 1000)
     check_count("tuner_seed", flags.tuner_seed, 0, 2**31 - 1)
     tuning.check_tuner(hypermodel, flags.tuner, flags.trials, flags.tuner_seed)
