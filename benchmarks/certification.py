@@ -27,10 +27,11 @@ float32 (128 on one core).
 
 "Blocks of 16" are a sequential test's batches, each slot another image's: 0.92 (8 x 8; 0.85 with one batch drawn at
 a time, in turns), 0.91 (LeNet), 0.86 (bfloat16, before the bits were compiled; since then 0.83, 0.77 to 0.89, on a
-busy day; 0.85 on a quiet one, with two to sixteen batches in a call 0.82 to 0.86). With TensorFlow's own bits, two
-operations a slot, and four batches a call on 8 x 8 pixels it was 0.80 there; with a draw for each slot, traced as
-often, and one batch a call 0.55 and 0.81, and the first batch of 64 slots took 2.7 seconds to trace, then 0.35 (0.6
-on that busy day, compiled bits or not).
+busy day; 0.85 on a quiet one, with two to sixteen batches in a call 0.82 to 0.86; drawn in two or four parts at
+once, not beside the classifier, 0.79 and 0.82). With TensorFlow's own bits, two operations a slot, and four batches
+a call on 8 x 8 pixels it was 0.80 there; with a draw for each slot, traced as often, and one batch a call 0.55 and
+0.81, and the first batch of 64 slots took 2.7 seconds to trace, then 0.35 (0.6 on that busy day, compiled bits or
+not).
 """
 
 import argparse

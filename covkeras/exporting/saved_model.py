@@ -141,8 +141,9 @@ def _variables_of(classifier) -> list:
 
 def _checked_sigmas(smoothed) -> list[SmoothedClassifier]:
     """The smoothed classifiers to serve together, one or more."""
-    found = [smoothed] if isinstance(smoothed, SmoothedClassifier) else smoothed
-    if not isinstance(found, Sequence) or not found or not all(isinstance(one, SmoothedClassifier) for one in found):
+    several = list(smoothed) if isinstance(smoothed, Iterable) else []
+    found = [smoothed] if isinstance(smoothed, SmoothedClassifier) else several
+    if not found or not all(isinstance(one, SmoothedClassifier) for one in found):
         raise TypeError(
             f"smoothed must be a SmoothedClassifier, or a list of them, got {smoothed!r}. Of a Keras model: "
             "SmoothedClassifier(classifier, sigma=0.25)."
@@ -157,10 +158,11 @@ def _checked_sigmas(smoothed) -> list[SmoothedClassifier]:
 
 
 def _checked_key(key) -> tuple[int, int]:
-    whole = isinstance(key, Sequence) and len(key) == 2 and all(isinstance(k, (int, np.integer)) for k in key)
-    if not whole or not all(0 <= k < 2**63 for k in key):
+    numbers = tuple(key) if isinstance(key, Iterable) else ()
+    if len(numbers) != 2 or not all(isinstance(k, (int, np.integer)) and 0 <= k < 2**63 for k in numbers):
+        # Not shown: it is a secret.
         raise ValueError("key must be two whole numbers in [0, 2^63), got others.")
-    return int(key[0]), int(key[1])
+    return int(numbers[0]), int(numbers[1])
 
 
 def _checked_metadata(metadata) -> dict:

@@ -3,7 +3,7 @@
 import keras
 from keras import layers
 
-from covkeras.runtime.classifiers import image_input
+from covkeras.runtime.classifiers import check_image_shape, image_input
 from covkeras.runtime.validation import check_count
 
 
@@ -23,7 +23,7 @@ def lenet(
     Returns:
         A functional model, images (batch, height, width, channels) in [0, 1] to logits (batch, num_classes), float32.
     """
-    image_input(input_shape)
+    check_image_shape(input_shape)
     if min(input_shape[:2]) < 2 ** len(filters):
         raise ValueError(
             f"input_shape {tuple(input_shape)} leaves nothing of the image after {len(filters)} poolings. Use a larger "
@@ -50,7 +50,7 @@ def lenet_5x5(
     Returns:
         A functional model, images (batch, height, width, channels) in [0, 1] to logits (batch, num_classes), float32.
     """
-    image_input(input_shape)
+    check_image_shape(input_shape)
     for size in input_shape[:2]:
         for _ in filters:
             size = (size - 4) // 2

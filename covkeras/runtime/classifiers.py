@@ -6,6 +6,14 @@ from covkeras.runtime.probing import check_answers
 from covkeras.runtime.validation import check_count
 
 
+def check_image_shape(input_shape) -> None:
+    """Refuses what is no (height, width, channels). Raises ValueError."""
+    if not hasattr(input_shape, "__len__") or len(input_shape) != 3:
+        raise ValueError(f"input_shape must be (height, width, channels), got {input_shape!r}.")
+    for name, value in zip(("height", "width", "channels"), input_shape, strict=True):
+        check_count(f"input_shape's {name}", value)
+
+
 def image_input(input_shape):
     """Returns the input of a new model of images. Raises ValueError: no (height, width, channels), or Keras' layers
     are set to take the channels first."""
@@ -17,10 +25,7 @@ def image_input(input_shape):
             f"{keras.config.image_data_format()!r}. Call keras.config.set_image_data_format('channels_last') first; a "
             "model of your own that takes the channels first: covkeras.adapt(model, channels_first=True)."
         )
-    if not hasattr(input_shape, "__len__") or len(input_shape) != 3:
-        raise ValueError(f"input_shape must be (height, width, channels), got {input_shape!r}.")
-    for name, value in zip(("height", "width", "channels"), input_shape, strict=True):
-        check_count(f"input_shape's {name}", value)
+    check_image_shape(input_shape)
     return keras.Input(tuple(input_shape), name="images")
 
 
