@@ -172,6 +172,11 @@ def _network(classifier):
     return ck.MomentNetwork(classifier, 0.25)
 
 
+@functools.cache
+def _digits():
+    return ck.datasets.load("digits", "test")
+
+
 NONE = Certificates.concatenate([])
 # What would be taken for something else, or end in an error of another library's: the call, and what it says.
 ODD = {
@@ -224,6 +229,11 @@ ODD = {
     r"pair must be \(mean, covariance\)": lambda c, x: ck.Moments(c.layers[0])(x),
     "images must be the 0 that were certified": lambda c, x: diagnostics.fidelity(_network(c), x, NONE, x),
     "got None. It is a classifier trained with noise": lambda c, x: ck.objectives.CatRs(0.25, teacher=None),
+    "x must be arrays or a tf.data.Dataset, got ImageData": lambda c, x: trainer_of(c).fit(_digits()),
+    "Its arrays: data.floats": lambda c, x: trainer_of(c).evaluate(_digits()),
+    "validation_data must be arrays": lambda c, x: trainer_of(c).fit(x, [0, 1, 2], validation_data=_digits()),
+    r"labels must have shape \(360,\), got \(2,\)": lambda c, x: _digits().with_labels([1, 2]),
+    r"data must be text, got ImageData\('digits', 'test': 360 images": lambda c, x: ck.Recipe(data=_digits()),
     "radii must be a list": lambda c, x: ck.certified_accuracy(NONE, [], ["a"]),
 }
 
@@ -264,3 +274,12 @@ def test_paths_lists_and_numpys_numbers_are_taken(classifier, images, tmp_path):
     folder = ck.export(ck.SmoothedClassifier(classifier, 0.25), tmp_path / "1", metadata=figures)
     kept = json.loads((folder / "assets.extra" / "metadata.json").read_text(encoding="utf-8"))
     assert kept["acr"] == 0.5 and kept["radii"] == [0, 1]
+
+
+def test_a_data_set_of_ours_stands_for_its_images(classifier):
+    few = _digits().head(3)
+    smoothed, network = ck.SmoothedClassifier(classifier, 0.25), _network(classifier)
+    ours, its = (smoothed.certify(one, n=100, alpha=0.05) for one in (few, few.floats()))
+    np.testing.assert_array_equal(ours.radius, its.radius)
+    np.testing.assert_array_equal(*(network(one).mean for one in (few, few.floats())))
+    np.testing.assert_array_equal(*(ck.adjoint_margin(network, one).radius for one in (few, few.floats())))

@@ -43,7 +43,7 @@ def test_the_weight_is_the_radius_that_16_votes_certify():
 def test_an_epoch_draws_each_image_as_often_as_its_weight_says(digits, rng):
     few = digits.head(64)
     # Each image is known by its label here.
-    few = few.with_labels(np.arange(64))
+    few = dataclasses.replace(few, labels=np.arange(64))
     weights = np.where(np.arange(64) % 4 == 3, 0.0, rng.random(64))
 
     def drawn(weights, **options):

@@ -6,7 +6,7 @@ import numpy as np
 
 from covkeras.datasets.augmentation import all_sized, augment
 from covkeras.datasets.base import Split
-from covkeras.runtime.validation import check_count
+from covkeras.runtime.validation import check_count, check_labels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +26,10 @@ class ImageData(Split):
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def __repr__(self) -> str:
+        what = f"{len(self)} images {self.image_shape}, {len(self.class_names)} classes"
+        return f"ImageData({self.name!r}, {self.split!r}: {what})"
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -52,6 +56,7 @@ class ImageData(Split):
 
     def with_labels(self, labels: np.ndarray) -> "ImageData":
         """Returns the same images with other labels, such as noisy ones."""
+        labels = check_labels(labels, len(self.class_names), len(self))
         return dataclasses.replace(self, labels=labels)
 
     def batches(self, batch_size, seed=0, epoch=0, step=0, epochs=None, augmentation="none", part=(0, 1), weights=None):

@@ -171,6 +171,8 @@ def check_given(images, shape: tuple[int | None, ...]):
 
 
 def _as_array(images) -> np.ndarray:
+    # Of a data set of ours: as floats.
+    images = images.floats() if hasattr(images, "floats") else images
     try:
         return np.asarray(images)
     except ValueError:

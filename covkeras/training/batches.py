@@ -125,9 +125,15 @@ def checked_batch(data, image_shape, classes: int, labelled: bool = True) -> tup
 
 @contextlib.contextmanager
 def refusals(x=None, y=None, **others) -> Iterator[None]:
-    """What Keras is given and says, in our words: refuses lists of many arrays, which Keras takes for as many inputs,
-    and labels that are text, of which it says only that their dtype is invalid; takes TensorFlow's page of advice off
-    the refusal of a batch's values: one sentence is left."""
+    """What Keras is given and says, in our words: refuses our own data sets, of which it says that their type is not
+    recognized, lists of many arrays, which it takes for as many inputs, and labels that are text, of which it says only
+    that their dtype is invalid; takes TensorFlow's page of advice off the refusal of a batch's values: one sentence is
+    left."""
+    for name, given in (("x", x), ("validation_data", others.get("validation_data"))):
+        if hasattr(given, "batches"):
+            raise TypeError(
+                f"{name} must be arrays or a tf.data.Dataset, got {given!r}. Its arrays: data.floats(), data.labels."
+            )
     if isinstance(x, (list, tuple)) and len(x) > 1:
         remedy = "fit(images, labels)" if y is None and len(x) == 2 else "np.stack(images)"
         raise TypeError(f"images must be one array, got a {type(x).__name__} of {len(x)}: {remedy}.")
