@@ -203,3 +203,22 @@ def make_noise(name: str, sigma: float):
 def check_seed(seed) -> int:
     """Refuses a seed that is no whole number in [0, 2^63)."""
     return check_count("seed", seed, 0, 2**63 - 1)
+
+
+def check_indices(images: int, indices, index: int = 0) -> np.ndarray:
+    """Returns the numbers of so many images, which choose their noise: by default index, index + 1, ...
+
+    Raises:
+        ValueError: both are given; no whole numbers from 0 on, one for each image; more than there are streams.
+    """
+    check_count("index", index, 0, philox.MAX_IMAGES - images)
+    if indices is not None and index:
+        raise ValueError("give index or indices, not both: index is the first of index, index + 1, ...")
+    indices = np.arange(index, index + images) if indices is None else np.asarray(indices)
+    whole = indices.shape == (images,) and np.issubdtype(indices.dtype, np.integer)
+    if not whole or (indices < 0).any() or (indices >= philox.MAX_IMAGES).any():
+        raise ValueError(
+            f"indices must be {images} whole numbers >= 0, below 2^61, one for each image, got shape "
+            f"{indices.shape} of {indices.dtype}."
+        )
+    return indices

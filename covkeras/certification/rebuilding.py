@@ -25,6 +25,8 @@ def rebuilt(classifier, precision: str | None, strategy=None):
     """
     if precision is None and strategy is None:
         return classifier
+    if strategy is not None and not isinstance(strategy, tf.distribute.Strategy):
+        raise ValueError(f"strategy must be a tf.distribute.Strategy, such as MirroredStrategy(), got {strategy!r}.")
     with strategy.scope() if strategy else tf.name_scope("rebuilt"):
         copy = _twin(classifier, precision)
     # In its own arithmetic a twin must agree to the last digits: whatever a layer holds outside its weights shows.

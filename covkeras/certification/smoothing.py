@@ -15,8 +15,7 @@ import tensorflow as tf
 from covkeras.certification import cohen
 from covkeras.certification.certificates import Certificates, Predictions, RadiusDecisions
 from covkeras.certification.deciding import certify_at_each, certify_grid_each, certify_to_each
-from covkeras.certification.noise import make_noise
-from covkeras.certification.philox import MAX_IMAGES
+from covkeras.certification.noise import check_indices, make_noise
 from covkeras.certification.rebuilding import PRECISIONS, rebuilt
 from covkeras.certification.voting import Ballot
 from covkeras.runtime.adapting import adapt
@@ -87,10 +86,6 @@ class SmoothedClassifier:
         self.sigma = check_sigma(sigma)
         self.noise = make_noise(noise, self.sigma)
         self.shared_noise = check_switch("shared_noise", shared_noise)
-        if strategy is not None and not isinstance(strategy, tf.distribute.Strategy):
-            raise ValueError(
-                f"strategy must be a tf.distribute.Strategy, such as MirroredStrategy(), got {strategy!r}."
-            )
         if check_switch("deterministic", deterministic) and precision not in (None, "float64"):
             raise ValueError(f"precision must be float64 where deterministic is true, or left out, got {precision!r}.")
         precision = "float64" if deterministic else precision
@@ -316,17 +311,7 @@ class SmoothedClassifier:
         self.noise.check(images)
         check_weights(self.classifier)
         self.ballot.renew()
-        check_count("index", index, 0, MAX_IMAGES - len(images))
-        if indices is not None and index:
-            raise ValueError("give index or indices, not both: index is the first of index, index + 1, ...")
-        indices = np.arange(index, index + len(images)) if indices is None else np.asarray(indices)
-        whole = indices.shape == (len(images),) and np.issubdtype(indices.dtype, np.integer)
-        if not whole or (indices < 0).any() or (indices >= MAX_IMAGES).any():
-            raise ValueError(
-                f"indices must be {len(images)} whole numbers >= 0, below 2^61, one for each image, got shape "
-                f"{indices.shape} of {indices.dtype}."
-            )
-        return images, indices
+        return images, check_indices(len(images), indices, index)
 
 
 def default_batch_size(image_shape: tuple[int, ...]) -> int:

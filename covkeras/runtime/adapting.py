@@ -169,14 +169,15 @@ def _range(input_range) -> tuple[float, float]:
 
 def _standardised(mean, std, channels: int) -> tuple[list, list]:
     """The factors and offsets of (x - mean) / std."""
-    mean, std = np.zeros(channels) if mean is None else mean, np.ones(channels) if std is None else std
-    for name, given in (("mean", mean), ("std", std)):
-        if np.asarray(given).dtype.kind not in "iuf":
-            raise ValueError(f"{name} must be {channels} finite numbers, one for each channel, got {given!r}.")
-    mean, std = np.asarray(mean, np.float64), np.asarray(std, np.float64)
+    mean = np.zeros(channels) if mean is None else np.asarray(mean)
+    std = np.ones(channels) if std is None else np.asarray(std)
     for name, values in (("mean", mean), ("std", std)):
-        if values.shape not in ((), (channels,)) or not np.isfinite(values).all():
-            raise ValueError(f"{name} must be {channels} finite numbers, one for each channel, got {values.tolist()}.")
+        numbers = values.dtype.kind in "iuf" and values.shape in ((), (channels,))
+        if not numbers or not np.isfinite(values).all():
+            raise ValueError(
+                f"{name} must be {channels} finite numbers, one for each channel, got {values.tolist()!r}."
+            )
+    mean, std = mean.astype(np.float64), std.astype(np.float64)
     if not (std > 0).all():
         raise ValueError(f"std must be above 0, got {std.tolist()}.")
     one = np.ones(channels)
@@ -195,9 +196,9 @@ def _layer_of(classifier, input_shape, signature: str | None):
         known = with_a_graph(classifier) if isinstance(classifier, keras.Model) else classifier
         if getattr(known, "inputs", None):
             shape = tuple(known.inputs[0].shape[1:])
-            if input_shape and tuple(input_shape) != shape and None not in shape:
-                raise ValueError(f"input_shape must be the classifier's own, {shape}, got {tuple(input_shape)}.")
-            return known, tuple(input_shape or shape)
+            if input_shape and input_shape != shape and None not in shape:
+                raise ValueError(f"input_shape must be the classifier's own, {shape}, got {input_shape}.")
+            return known, input_shape or shape
         return known, _needed(input_shape, known)
     if hasattr(classifier, "signatures") and not (callable(classifier) and input_shape and signature is None):
         return _signature_of(classifier, signature)
@@ -216,7 +217,7 @@ def _needed(input_shape, classifier) -> tuple:
             f"input_shape must be given, since {type(classifier).__name__} does not say what it takes: "
             "adapt(classifier, input_shape=(height, width, channels))."
         )
-    return tuple(input_shape)
+    return input_shape
 
 
 def _loaded(path: str):
